@@ -1,0 +1,1 @@
+"""The command `controlnet`: one small module for each of its commands, `main.py` to choose among them."""

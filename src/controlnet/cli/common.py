@@ -1,0 +1,15 @@
+"""Options that several commands share."""
+
+from dataclasses import dataclass
+
+from controlnet.devices import Device, DType
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """Where and how precisely to compute: inherited by the options of every command that computes."""
+
+    device: Device = "auto"
+    """Where to compute; auto takes CUDA, else MPS, else the CPU."""
+    dtype: DType = "auto"
+    """Precision of the weights; auto is float32 on a CPU and half precision where the device is made for it."""

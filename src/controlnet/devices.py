@@ -1,0 +1,54 @@
+"""Where to compute and how precisely; torch is imported when asked, not before."""
+
+from typing import TYPE_CHECKING, Literal
+
+from controlnet.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def choose_device(name: Device = "auto") -> "torch.device":
+    """The device called `name`; auto takes CUDA, else MPS, else the CPU. UserError where the named one is missing."""
+    import torch
+
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(device for device, present in available.items() if present))
+    if name not in available:
+        raise UserError(f"device {name!r}; expected one of: auto, cpu, cuda, mps")
+    if not available[name]:
+        raise UserError(
+            f"device {name!r} was asked for, but torch {torch.__version__} finds none on this machine; "
+            f"use auto or cpu, or install a build of torch for {name} (see README)"
+        )
+    return torch.device(name)
+
+
+def choose_dtype(name: DType, device: "torch.device") -> "torch.dtype":
+    """The precision called `name`; auto is float32 on a CPU, bfloat16 where a GPU computes in it, else float16."""
+    import torch
+
+    table = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name == "auto":
+        if device.type == "cpu":
+            return torch.float32
+        return torch.bfloat16 if has_fast_bfloat16(device) else torch.float16
+    if name not in table:
+        raise UserError(f"dtype {name!r}; expected one of: auto, {', '.join(table)}")
+    return table[name]
+
+
+def has_fast_bfloat16(device: "torch.device") -> bool:
+    """Whether `device` multiplies bfloat16 in hardware, so that autocast to it is faster than float32."""
+    import torch
+
+    match device.type:
+        case "cuda":
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+        case "cpu":
+            return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False
