@@ -1,0 +1,188 @@
+"""A control file says what it was made for, and is refused where it does not belong."""
+
+import copy
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import tiny
+from controlnet.checkpoints.control_file import ControlMetadata, load_control, read_metadata, save_control
+from controlnet.control import ControlNet
+from controlnet.errors import UserError
+
+
+@dataclass
+class Schedule:
+    prediction_type: str = "epsilon"
+
+
+@dataclass
+class Base:
+    """All that a control file asks of a base."""
+
+    unet: UNet2DConditionModel
+    family: tiny.Family
+    schedule: Schedule = field(default_factory=Schedule)
+
+    def hash(self) -> str:
+        return "c0ffee"
+
+
+@pytest.fixture(scope="module")
+def base() -> Base:
+    return Base(tiny.unet("sd1"), "sd1")
+
+
+@pytest.fixture(scope="module")
+def control(base) -> ControlNet:
+    return tiny.randomised(ControlNet.from_base(base.unet), seed=6)
+
+
+@pytest.fixture(scope="module")
+def metadata(base, control) -> ControlMetadata:
+    return ControlMetadata.of(base, control, "circle", polarity="light on dark", training={"steps": 412})
+
+
+@pytest.fixture
+def run(tmp_path, control, metadata) -> Path:
+    save_control(tmp_path / "run" / "control.safetensors", control, metadata)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_control_comes_back_bitwise_with_all_that_was_said_of_it(tmp_path, family):
+    base = Base(tiny.unet(family), family, Schedule("v_prediction"))
+    control = tiny.randomised(ControlNet.from_base(base.unet, hint_channels=4), seed=6)
+    metadata = ControlMetadata.of(base, control, "normal", training={"steps": 412, "learning_rate": 1e-4})
+    save_control(tmp_path / "a.safetensors", control, metadata)
+    loaded, read = load_control(tmp_path / "a.safetensors", base)
+    assert read == metadata == read_metadata(tmp_path / "a.safetensors")
+    assert read.hint_channels == 4
+    saved = control.state_dict()
+    assert saved.keys() == loaded.state_dict().keys()
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in loaded.state_dict().items())
+
+
+def test_a_loaded_control_acts_like_the_saved_one(run, base, control):
+    loaded, _ = load_control(run, base)
+    latent, timestep, prompt, hint = tiny.inputs("sd1")
+    mine, theirs = (each(latent, timestep, prompt, each.encode_hint(hint)) for each in (loaded, control))
+    assert torch.equal(mine.middle, theirs.middle)
+    assert not mine.middle.requires_grad
+
+
+def test_a_runs_folder_means_its_control(run, base):
+    assert load_control(run, base)[1] == load_control(str(run / "control.safetensors"), base)[1]
+
+
+def test_a_half_precision_file_is_half_as_big_and_loads_in_the_bases_precision(tmp_path, run, base, control, metadata):
+    save_control(tmp_path / "half.safetensors", control, metadata, torch.float16)
+    half, whole = ((path).stat().st_size for path in (tmp_path / "half.safetensors", run / "control.safetensors"))
+    assert half < 0.55 * whole
+    assert {tensor.dtype for tensor in load_file(tmp_path / "half.safetensors").values()} == {torch.float16}
+    loaded, _ = load_control(tmp_path / "half.safetensors", base)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+
+
+def test_a_control_in_channels_last_layout_is_saved_alike(tmp_path, run, control, metadata):
+    save_control(tmp_path / "last.safetensors", copy.deepcopy(control).to(memory_format=torch.channels_last), metadata)
+    assert (tmp_path / "last.safetensors").read_bytes() == (run / "control.safetensors").read_bytes()
+
+
+def test_saving_leaves_one_file_and_nothing_else(run):
+    assert [path.name for path in run.iterdir()] == ["control.safetensors"]
+
+
+def test_a_base_of_another_kind_is_refused_with_all_reasons_at_once(run):
+    other = Base(tiny.unet("sdxl"), "sdxl", Schedule("v_prediction"))
+    with pytest.raises(UserError) as error:
+        load_control(run, other)
+    assert "base family: the control was made for sd1, the base has sdxl" in str(error.value)
+    assert "prediction type: the control was made for epsilon, the base has v_prediction" in str(error.value)
+    assert "block channels: the control was made for (32, 64, 128, 128), the base has (32, 64, 128)" in str(error.value)
+
+
+def test_hints_of_another_range_or_order_are_refused(tmp_path, base, control, metadata):
+    odd = replace(metadata, hint_range="-1..1", channel_order="BGR")
+    save_control(tmp_path / "odd.safetensors", control, odd)
+    with pytest.raises(UserError, match=r"hint range: the control was made for -1\.\.1, hints here") as error:
+        load_control(tmp_path / "odd.safetensors", base)
+    assert "channel order: the control was made for BGR" in str(error.value)
+
+
+def test_another_base_of_the_same_kind_is_welcome(run):
+    load_control(run, Base(tiny.unet("sd1", seed=99), "sd1"))
+
+
+def rewritten(run: Path, change) -> Path:
+    """The control with its tensors and header changed by hand."""
+    path = run / "control.safetensors"
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["controlnet"])
+    tensors = load_file(path)
+    change(tensors, header)
+    save_file(tensors, run / "changed.safetensors", {"controlnet": json.dumps(header)})
+    return run / "changed.safetensors"
+
+
+def test_missing_and_unexpected_tensors_are_named_not_passed_over(run, base):
+    def change(tensors, _):
+        del tensors["zero_convs.3.bias"]
+        tensors["zero_convs.99.bias"] = torch.zeros(1)
+
+    with pytest.raises(UserError, match=r"1 missing: zero_convs\.3\.bias\n.*1 unexpected: zero_convs\.99\.bias"):
+        load_control(rewritten(run, change), base)
+
+
+def test_a_file_of_weights_that_says_nothing_of_itself_is_refused(tmp_path, base, control):
+    weights_alone = tmp_path / "weights.safetensors"
+    save_file(control.state_dict(), weights_alone)
+    with pytest.raises(UserError, match="does not say what the control was made for"):
+        load_control(weights_alone, base)
+
+
+def test_a_newer_format_is_refused_by_its_number(run, base):
+    with pytest.raises(UserError, match="version 2 of the format, expected 1"):
+        load_control(rewritten(run, lambda _, header: header.update(format_version=2)), base)
+
+
+@pytest.mark.parametrize("header", ["no JSON", "[]", "3"])
+def test_a_header_that_cannot_be_understood_is_refused(tmp_path, base, control, header):
+    save_file(control.state_dict(), tmp_path / "a.safetensors", {"controlnet": header})
+    with pytest.raises(UserError, match="its header is damaged"):
+        load_control(tmp_path / "a.safetensors", base)
+
+
+def test_a_header_without_one_of_its_fields_is_refused(run, base):
+    with pytest.raises(UserError, match="hint_range"):
+        load_control(rewritten(run, lambda _, header: header.pop("hint_range")), base)
+
+
+@pytest.mark.parametrize("content", [b"", b"no safetensors at all", b"\xff" * 64], ids=["empty", "text", "bytes"])
+def test_a_file_that_is_no_safetensors_is_refused(tmp_path, base, content):
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="cannot be read as safetensors"):
+        load_control(tmp_path / "a.safetensors", base)
+
+
+def test_a_file_that_was_cut_off_is_refused(run, base):
+    path = run / "control.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(UserError, match="cannot be read as safetensors"):
+        load_control(path, base)
+
+
+def test_a_folder_without_a_control_is_refused(tmp_path, base):
+    with pytest.raises(UserError, match=r"no control\.safetensors in this folder"):
+        load_control(tmp_path, base)
+
+
+def test_a_control_that_is_not_there_is_refused(tmp_path, base):
+    with pytest.raises(UserError, match="no such file"):
+        load_control(tmp_path / "absent.safetensors", base)
