@@ -1,0 +1,230 @@
+"""The base: a pretrained text-to-image model, opened from disk and locked.
+
+It turns prompts into contexts, pictures into latents and latents into pictures, and knows its noise schedule. What it
+predicts is said by its `encoder` and `decoder` (control.py); a ControlNet stands between them.
+
+Shapes: b batch, c channels, h w latent size, H W picture size, k chunks of a prompt, t tokens, d token width.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from controlnet.checkpoints.folder import check_layout, find_folder, load_part, load_tokenizer, read_json
+from controlnet.control import Decoder, Encoder, Prompt
+from controlnet.devices import Device, DType, choose_device, choose_dtype
+from controlnet.errors import UserError
+
+Family = Literal["sd1", "sd2", "sdxl"]
+Prediction = Literal["epsilon", "v_prediction"]
+
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How noise is mixed in: alphas_cumprod (timesteps,) float32, falling; and what the base was taught to predict."""
+
+    alphas_cumprod: Tensor
+    prediction_type: Prediction
+
+    def add_noise(self, latent_bchw: Tensor, noise_bchw: Tensor, timestep_b: Tensor) -> Tensor:
+        """The latent at a timestep: sqrt(a) latent + sqrt(1 - a) noise (Ho et al. 2020, Eq. 4)."""
+        signal, sigma = self._scales(timestep_b, latent_bchw)
+        return signal * latent_bchw + sigma * noise_bchw
+
+    def velocity(self, latent_bchw: Tensor, noise_bchw: Tensor, timestep_b: Tensor) -> Tensor:
+        """What v-prediction predicts: sqrt(a) noise - sqrt(1 - a) latent (Salimans and Ho 2022, appendix D)."""
+        signal, sigma = self._scales(timestep_b, latent_bchw)
+        return signal * noise_bchw - sigma * latent_bchw
+
+    def _scales(self, timestep_b: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        alpha = self.alphas_cumprod.to(like.device)[timestep_b.to(like.device)][:, None, None, None]
+        return alpha.sqrt().to(like.dtype), (1 - alpha).sqrt().to(like.dtype)
+
+
+@dataclass(eq=False, repr=False)
+class Base:
+    """A locked text-to-image model. Contexts are in its own precision; latents and pixels are float32 outside."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    tokenizers: Sequence[CLIPTokenizer]
+    text_encoders: Sequence[CLIPTextModel | CLIPTextModelWithProjection]
+    scheduler_config: dict[str, Any]
+    family: Family
+    source: str
+    encoder: Encoder = field(init=False)
+    decoder: Decoder = field(init=False)
+    schedule: Schedule = field(init=False)
+    _hash: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        for part in self._parts():
+            part.eval().requires_grad_(False)
+        self.encoder, self.decoder = Encoder(self.unet), Decoder(self.unet)
+        scheduler = DDPMScheduler.from_config(self.scheduler_config)
+        self.schedule = Schedule(scheduler.alphas_cumprod, scheduler.config.prediction_type)
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.dtype
+
+    @property
+    def factor(self) -> int:
+        """Pixels of a picture per cell of its latent, along each side: 8."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def resolution(self) -> int:
+        """Side of the pictures that the base was made for: 128 embedded, 512 SD 1.x, 768 or 512 SD 2.x, 1024 SDXL."""
+        return self.unet.config.sample_size * self.factor
+
+    @torch.no_grad()
+    def encode_prompts(
+        self, prompts: Sequence[str], clip_skip: int = 1, size_hw: tuple[int, int] | None = None
+    ) -> Prompt:
+        """Prompts -> what the U-Net hears, context (b, 77 k, d).
+
+        Prompts of more than 75 tokens are heard in chunks of 75, each encoded apart; all prompts of a call get as many
+        chunks as the longest. `clip_skip` counts text encoder layers from the end, 1 is the last (SDXL: the
+        penultimate, which it was trained with). `size_hw` is told to SDXL as the picture's size; default `resolution`.
+        UserError if the text encoder has fewer layers than `clip_skip`.
+        """
+        self.check_clip_skip(clip_skip)
+        contexts_btd, outputs = [], []
+        for tokenizer, encoder in zip(self.tokenizers, self.text_encoders, strict=True):
+            ids_bkt = tokenize(tokenizer, prompts).to(self.device)
+            output = encoder(ids_bkt.flatten(0, 1), output_hidden_states=True)
+            if self.family == "sdxl":
+                hidden = output.hidden_states[-clip_skip - 1]
+            else:
+                # transformers 5 has the text model's parts in CLIPTextModel itself, earlier ones in .text_model
+                text_model: Any = getattr(encoder, "text_model", encoder)
+                hidden = text_model.final_layer_norm(output.hidden_states[-clip_skip])
+            contexts_btd.append(hidden.reshape(len(prompts), -1, hidden.shape[-1]))
+            outputs.append(output)
+        context_btd = torch.cat(contexts_btd, dim=-1)
+        if self.family != "sdxl":
+            return Prompt(context_btd)
+        height, width = size_hw or (self.resolution, self.resolution)
+        # Podell et al. 2023, section 2.2: original size, top left corner of the crop, target size
+        time_ids_bn = torch.tensor([[height, width, 0, 0, height, width]], device=self.device).expand(len(prompts), -1)
+        chunks = ids_bkt.shape[1]
+        pooled_bd = outputs[-1].text_embeds[::chunks]  # there is room for one chunk's: the first's
+        return Prompt(context_btd, {"text_embeds": pooled_bd, "time_ids": time_ids_bn})
+
+    def check_clip_skip(self, clip_skip: int) -> None:
+        layers = min(encoder.config.num_hidden_layers for encoder in self.text_encoders)
+        if not 1 <= clip_skip <= layers:
+            raise UserError(f"clip skip {clip_skip}; expected 1 to {layers}, the layers of this base's text encoder")
+
+    @torch.no_grad()
+    def encode_moments(self, pixels_bchw: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels (b, 3, H, W) in [-1, 1] -> mean and standard deviation (b, c, h, w) of the scaled latent, float32."""
+        posterior = self.vae.encode(pixels_bchw.to(self.device, self.vae.dtype)).latent_dist
+        scale, shift = self._latent_scale()
+        return (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
+
+    def encode_pictures(self, pixels_bchw: Tensor, generator: torch.Generator) -> Tensor:
+        """Pixels (b, 3, H, W) in [-1, 1] -> a latent (b, c, h, w) drawn from their posterior, float32."""
+        mean_bchw, deviation_bchw = self.encode_moments(pixels_bchw)
+        noise_bchw = torch.randn(mean_bchw.shape, generator=generator, device=generator.device)
+        return mean_bchw + deviation_bchw * noise_bchw.to(self.device)
+
+    @torch.no_grad()
+    def decode_latents(self, latent_bchw: Tensor) -> Tensor:
+        """Latents (b, c, h, w) -> pixels (b, 3, H, W) float32, about in [-1, 1]: the VAE may overshoot."""
+        scale, shift = self._latent_scale()
+        pixels_bchw: Tensor = self.vae.decode((latent_bchw / scale + shift).to(self.vae.dtype)).sample
+        return pixels_bchw.float()
+
+    def hash(self) -> str:
+        """SHA-256 over all weights, as they were when first asked; the same in float32 and bfloat16."""
+        if not self._hash:
+            digest = hashlib.sha256()
+            for part in self._parts():
+                for name, tensor in part.state_dict().items():
+                    digest.update(f"{name} {tuple(tensor.shape)}".encode())
+                    digest.update(tensor.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy())
+            self._hash = digest.hexdigest()
+        return self._hash
+
+    def _parts(self) -> list[nn.Module]:
+        return [self.unet, self.vae, *self.text_encoders]
+
+    def _latent_scale(self) -> tuple[float, float]:
+        return self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0
+
+
+def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
+    """Prompts -> token ids (b, k, 77): chunks of 75 between start and end, padded; k as the longest prompt needs."""
+    length = min(tokenizer.model_max_length, 77)  # CLIP's; some folders leave it unset, which means without end
+    room = length - 2
+    every = tokenizer(list(prompts), add_special_tokens=False, verbose=False).input_ids
+    chunks = max(1, *(-(-len(ids) // room) for ids in every))
+    rows = []
+    for ids in every:
+        for start in range(0, chunks * room, room):
+            row = [tokenizer.bos_token_id, *ids[start : start + room], tokenizer.eos_token_id]
+            rows.append(row + [tokenizer.pad_token_id] * (length - len(row)))
+    return torch.tensor(rows).reshape(len(prompts), chunks, length)
+
+
+def open_base(source: str | Path = EMBEDDED, device: Device = "auto", dtype: DType = "auto") -> Base:
+    """The base called `source`: "embedded" (in this package), a folder in diffusers layout, or a hub id.
+
+    SD 1.x, SD 2.x and SDXL. Only safetensors are read. UserError says what is missing and what to put where.
+    """
+    embedded = Path(str(files("controlnet") / "assets" / "embedded"))
+    folder = embedded if source == EMBEDDED else find_folder(str(source))
+    check_layout(folder)
+    torch_device = choose_device(device)
+    torch_dtype = choose_dtype(dtype, torch_device)
+    unet = load_part(UNet2DConditionModel, folder / "unet", torch_dtype)
+    family = family_of(unet)
+    vae_dtype = torch.float32 if torch_dtype == torch.float16 else torch_dtype  # SDXL's overflows in float16
+    vae = load_part(AutoencoderKL, folder / "vae", vae_dtype)
+    if unet.config.in_channels != vae.config.latent_channels:
+        raise UserError(
+            f"base {source}: its U-Net takes {unet.config.in_channels} channels, expected the VAE's "
+            f"{vae.config.latent_channels}; inpainting and editing bases are not supported, choose a plain one"
+        )
+    text_encoders = [load_part(CLIPTextModel, folder / "text_encoder", torch_dtype)]
+    tokenizers = [load_tokenizer(folder / "tokenizer")]
+    if family == "sdxl":
+        text_encoders.append(load_part(CLIPTextModelWithProjection, folder / "text_encoder_2", torch_dtype))
+        tokenizers.append(load_tokenizer(folder / "tokenizer_2"))
+    for part in (unet, vae, *text_encoders):
+        part.to(torch_device)
+    scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
+    prediction = scheduler_config.get("prediction_type", "epsilon")
+    if prediction not in get_args(Prediction):
+        raise UserError(f"base {source}: predicts {prediction!r}; expected one of: {', '.join(get_args(Prediction))}")
+    return Base(unet, vae, tokenizers, text_encoders, scheduler_config, family, str(source))
+
+
+def family_of(unet: UNet2DConditionModel) -> Family:
+    """SDXL's time embedding also takes text and sizes; SD 2.x projects tokens by linear layers, SD 1.x by convolutions.
+
+    So a narrow variant belongs to the family whose structure it has. UserError for any other U-Net.
+    """
+    match unet.config.addition_embed_type:
+        case "text_time":
+            return "sdxl"
+        case None:
+            return "sd2" if unet.config.use_linear_projection else "sd1"
+        case other:
+            raise UserError(f"a U-Net with added conditions {other!r}; expected one of SD 1.x, SD 2.x or SDXL")
