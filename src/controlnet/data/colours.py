@@ -26,10 +26,7 @@ NAMES: tuple[str, ...] = tuple(
     """.split(",")
 )
 
-RGB: dict[str, tuple[int, int, int]] = {
-    name: ImageColor.getrgb(name.replace(" ", ""))[:3]  # type: ignore[misc]  # names never carry an alpha
-    for name in NAMES
-}
+RGB: dict[str, tuple[int, int, int]] = {name: ImageColor.getrgb(name.replace(" ", ""))[:3] for name in NAMES}
 
 
 def difference(first: NDArray[np.generic], second: NDArray[np.generic]) -> NDArray[np.float64]:

@@ -92,6 +92,7 @@ def outline(shape: str) -> NDArray[np.float64]:
 
 def render(scene: Scene, size: int) -> NDArray[np.uint8]:
     """The scene as a picture, (size, size, 3) uint8 RGB."""
-    inside = mask(scene, size)[..., None].astype(np.uint16)
-    blend = inside * np.array(RGB[scene.colour]) + (255 - inside) * np.array(RGB[scene.background])
-    return np.asarray((blend + 127) // 255, dtype=np.uint8)
+    covered = np.arange(256)[:, None]
+    blend = (covered * np.array(RGB[scene.colour]) + (255 - covered) * np.array(RGB[scene.background]) + 127) // 255
+    inside = mask(scene, size)
+    return np.asarray(cv2.LUT(cv2.merge([inside] * 3), blend.astype(np.uint8)[None]), dtype=np.uint8)
