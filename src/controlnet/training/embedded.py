@@ -206,7 +206,7 @@ SCHEDULER: dict[str, Any] = dict(  # Stable Diffusion's
 )
 SCENES = 32_768  # drawn once and encoded once
 EMPTY_PROMPTS = 0.1  # so that the base also knows pictures without words, for guidance
-DIFFUSION = Stage("diffusion", steps=12_000, batch=32, learning_rate=1e-3, decay=0.4, ema=0.999, parts=2)
+DIFFUSION = Stage("diffusion", steps=6_800, batch=32, learning_rate=1e-3, decay=0.4, ema=0.999, parts=2)
 
 
 def encode_scenes(

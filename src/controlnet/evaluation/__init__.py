@@ -1,0 +1,1 @@
+"""Measures: how far pictures obey their hints, and when a training has learned to."""

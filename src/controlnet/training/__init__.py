@@ -1,0 +1,1 @@
+"""Training: the loss as a formula (`loss.py`), the run around it (`run.py`)."""
