@@ -1,4 +1,4 @@
-"""What README.md and docs/ mention exists: files, headings, commands, options, names."""
+"""What README.md and docs/ mention exists: files, headings, commands, options, names; and README's Python runs."""
 
 import ast
 import re
@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import controlnet
 from controlnet.cli.main import COMMANDS, run
+from controlnet.evaluation.fidelity import mean_fidelity
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -38,6 +41,11 @@ def blocks(page: Path, *languages: str) -> list[str]:
     ]
 
 
+def command_name(words: list[str]) -> str:
+    """Of a call's words; empty if there is no such command."""
+    return next((" ".join(words[:n]) for n in (2, 1) if " ".join(words[:n]) in COMMANDS), "")
+
+
 def commands(page: Path) -> Iterator[list[str]]:
     """Every call of `controlnet` in the shell blocks of `page`, as words."""
     for block in blocks(page, "sh", "bash", "console", "powershell"):
@@ -62,7 +70,7 @@ def test_every_link_and_picture_leads_somewhere(page):
 def test_every_command_exists_with_its_options(page, capsys):
     wrong = []
     for words in commands(page):
-        name = next((" ".join(words[:n]) for n in (2, 1) if " ".join(words[:n]) in COMMANDS), "")
+        name = command_name(words)
         options = {word.partition("=")[0] for word in words if word.startswith("--")}
         with suppress(SystemExit):
             run([*name.split(), "--help"])
@@ -87,6 +95,31 @@ def test_every_python_block_parses_and_names_what_the_package_offers(page):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "controlnet"
         }
         assert [name for name in used if not hasattr(controlnet, name)] == []
+
+
+@BY_NAME
+def test_no_figure_is_still_to_be_filled_in(page):
+    assert re.findall(r"FIGURE_\w+", page.read_text()) == []
+
+
+def test_the_readme_shows_every_command():
+    assert set(COMMANDS) - {command_name(words) for words in commands(ROOT / "README.md")} == set()
+
+
+def test_every_place_on_the_map_exists():
+    [tree] = re.findall(r"```\n(src/controlnet/\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    inner = "src/controlnet/"
+    places = [inner * line.startswith("  ") + line.split()[0] for line in tree.splitlines()]
+    assert [place for place in places if not (ROOT / place).exists()] == []
+
+
+def test_the_python_of_the_readme_paints_a_circle_in_its_ring(tmp_path, monkeypatch):
+    [code] = blocks(ROOT / "README.md", "python")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    with Image.open("circle.png") as picture:
+        assert mean_fidelity([np.asarray(picture)], [np.asarray(names["hint"])]) > 0.8
 
 
 def test_the_pages_say_something_that_these_tests_check():
