@@ -42,6 +42,11 @@ def choose_dtype(name: DType, device: "torch.device") -> "torch.dtype":
     return table[name]
 
 
+def fastest_dtype(name: DType, device: Device) -> DType:
+    """`name`, but bfloat16 for auto where the device is fast at it: for training, whose own weights stay float32."""
+    return "bfloat16" if name == "auto" and has_fast_bfloat16(choose_device(device)) else name
+
+
 def has_fast_bfloat16(device: "torch.device") -> bool:
     """Whether `device` multiplies bfloat16 in hardware, so that autocast to it is faster than float32."""
     import torch

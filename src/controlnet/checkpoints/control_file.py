@@ -149,10 +149,13 @@ def load_control(path: Path | str, base: Base) -> tuple[ControlNet, ControlMetad
             + "\n  ".join(misfits)
         )
     with torch.device("meta"):  # the structure alone: every weight comes from the file
-        control = ControlNet.from_base(UNet2DConditionModel.from_config(base.unet.config), metadata.hint_channels)
+        structure = UNet2DConditionModel.from_config(base.unet.config)
+        structure.set_attn_processor(dict(base.unet.attn_processors))
+        control = ControlNet.from_base(structure, metadata.hint_channels)
     check_fit(str(place), tensors, control.state_dict())
     control.load_state_dict(tensors, assign=True)
-    return control.to(base.unet.device, base.unet.dtype).eval().requires_grad_(False), metadata
+    control.to(base.unet.device, base.unet.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return control.eval().requires_grad_(False), metadata
 
 
 def read_metadata(path: Path | str) -> ControlMetadata:

@@ -13,7 +13,7 @@ from controlnet.devices import Device, choose_device
 class Train:
     """Make the embedded base from nothing: VAE, text encoder, then U-Net and text encoder together.
 
-    About two hours on two cores. The same command again goes on where it stopped.
+    About an hour and a half on two cores. The same command again goes on where it stopped.
     """
 
     out: tyro.conf.Positional[Path]

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 from controlnet.devices import Device, DType
 from controlnet.errors import UserError
@@ -40,6 +41,8 @@ class TrainConfig:
     """Pairs in a step."""
     learning_rate: float | None = None
     """AdamW's; by default 1e-5 as the original's, and 1e-3 for narrow bases like the embedded one."""
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes: it stays, or falls to zero at --max-train-steps, evenly or as a cosine does."""
     proportion_empty_prompts: float = 0.0
     """Share of prompts replaced by the empty one, drawn anew at each visit; the paper has 0.5, its code 0."""
     only_mid_control: bool = False
@@ -55,7 +58,8 @@ class TrainConfig:
     device: Device = "auto"
     """Where to compute; auto takes CUDA, else MPS, else the CPU."""
     dtype: DType = "auto"
-    """Precision of the locked base and of the arithmetic; trained weights are always float32."""
+    """Precision of the locked base and of the arithmetic; auto is bfloat16 where the device is fast at it, else
+    float32 (float16 on a GPU). Trained weights are always float32."""
 
     def __post_init__(self) -> None:
         wrong = [

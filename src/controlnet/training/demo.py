@@ -23,7 +23,7 @@ from controlnet.checkpoints.control_file import load_control
 from controlnet.data.circles import draw_circle, ring, write_circles
 from controlnet.data.colours import RGB
 from controlnet.data.shapes import Scene
-from controlnet.devices import Device, DType
+from controlnet.devices import Device, DType, fastest_dtype
 from controlnet.evaluation.fidelity import colour_errors, disc, mean_fidelity
 from controlnet.generation.pipeline import generate_pixels
 from controlnet.generation.unit import Unit
@@ -35,13 +35,14 @@ Rgb = NDArray[np.uint8]
 
 PAIRS = 3000
 SIZE = 128
-STEPS = 1200
+STEPS = 1000
 BATCH_SIZE = 16
 UNSEEN_SEED = 1_000_003  # of the rings to be judged by; the training pairs have seed 0
 UNSEEN = 64
 SHOWN = 8  # the first of them
 NAMED_COLOUR = 10.0  # CIEDE2000 within which a colour counts as the one that was named
-PICTURES = 16  # generated at each validation
+VALIDATION_STEPS = 100
+PICTURES = 8  # generated at each validation
 BATCH_OF_PICTURES = 16
 
 
@@ -71,7 +72,7 @@ def run_demo(out: Path, device: Device = "auto", dtype: DType = "auto") -> Score
     """Do the job in the folder `out`; what is done already is not done again."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     write_circles(out / "circles", count=PAIRS, size=SIZE, seed=0)
-    base = open_base("embedded", device, dtype)
+    base = open_base("embedded", device, fastest_dtype(dtype, device))
     trained = train(config(out, device, dtype), base=base)
     path = out / "score.json"
     digest = hashlib.sha256(trained.control.read_bytes()).hexdigest()
@@ -91,7 +92,9 @@ def config(out: Path, device: Device, dtype: DType) -> TrainConfig:
         condition="circle",
         max_train_steps=STEPS,
         train_batch_size=BATCH_SIZE,
+        lr_scheduler="cosine",
         num_validation_images=PICTURES,
+        validation_steps=VALIDATION_STEPS,
         device=device,
         dtype=dtype,
     )

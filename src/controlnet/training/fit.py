@@ -29,7 +29,12 @@ class Stage:
     warmup: int = 100
     decay: float = 0.3
     ema: float = 0.99
+    stop: int | None = None  # the step at which the next stage takes over, before the rate has come to zero
     parts: int = 1  # a batch's parts, computed side by side: small networks fill one core each, but not two
+
+    @property
+    def last(self) -> int:
+        return self.stop or self.steps
 
     def rate(self, step: int) -> float:
         falling = (self.steps - step) / max(1.0, self.decay * self.steps)
@@ -65,7 +70,7 @@ def fit(
         value = loss(step, part)
         return value.detach(), torch.autograd.grad(value, parameters)
 
-    for step in range(first, stage.steps):
+    for step in range(first, stage.last):
         for group in optimizer.param_groups:
             group["lr"] = stage.rate(step)
         parts = [slice(part, None, stage.parts) for part in range(stage.parts)]
@@ -79,8 +84,8 @@ def fit(
         if step % 20 == 0:
             smoothed = value.item() if math.isnan(smoothed) else 0.8 * smoothed + 0.2 * value.item()
         if (step + 1) % 100 == 0:
-            report(f"{stage.name} {step + 1}/{stage.steps} loss {smoothed:.4f}")
-        if (step + 1) % save_every == 0 or step + 1 == stage.steps:
+            report(f"{stage.name} {step + 1}/{stage.last} loss {smoothed:.4f}")
+        if (step + 1) % save_every == 0 or step + 1 == stage.last:
             save_state(path, step + 1, names, parameters, mean, optimizer)
     with torch.no_grad():
         for parameter, value in zip(parameters, mean, strict=True):

@@ -1,6 +1,7 @@
 """A ControlNet in training, as Lightning sees it: the loss, the optimizer, and the endless stream of batches."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,16 +17,29 @@ from controlnet.training.loss import Batch, Draw, denoising_loss
 
 Step = tuple[Batch, Draw]
 
+# share of the learning rate, by the share of the steps that is done
+LR_SCHEDULERS: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: max(0.0, 1 - done),
+    "cosine": lambda done: (1 + math.cos(math.pi * min(1.0, done))) / 2,
+}
+
 
 class ControlNetModule(LightningModule):
     """Trains `control`, a silent ControlNet of the base; its state is the control's alone, for the base is locked."""
 
     def __init__(
-        self, base: Base, learning_rate: float, hint_channels: int = 3, only_mid_control: bool = False, seed: int = 0
+        self,
+        base: Base,
+        learning_rate: float,
+        hint_channels: int = 3,
+        only_mid_control: bool = False,
+        seed: int = 0,
+        lr_scheduler: str = "constant",
     ) -> None:
         super().__init__()
         self.base = base  # no torch module: neither trained, nor moved, nor saved
-        self.learning_rate = learning_rate
+        self.learning_rate, self.lr_scheduler = learning_rate, lr_scheduler
         self.only_mid_control = only_mid_control
         base.unet.to(memory_format=torch.channels_last)  # same values, faster
         # trained weights stay float32 whatever the base's precision: small steps would be rounded away
@@ -49,8 +63,13 @@ class ControlNetModule(LightningModule):
     def training_step(self, step: Step, index: int) -> Tensor:
         return self.loss(step)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.control.parameters(), lr=self.learning_rate, fused=True)
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = torch.optim.AdamW(self.control.parameters(), lr=self.learning_rate, fused=True)
+        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, self._share_of_rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
+
+    def _share_of_rate(self, step: int) -> float:
+        return LR_SCHEDULERS[self.lr_scheduler](step / self.trainer.max_steps)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return tuple(part.to(device) for part in batch)

@@ -21,6 +21,7 @@ from controlnet.atomic import write_atomically
 from controlnet.base import Base, open_base
 from controlnet.checkpoints.control_file import NAME_IN_RUN, ControlMetadata
 from controlnet.data.pairs import Pairs
+from controlnet.devices import fastest_dtype
 from controlnet.errors import UserError
 from controlnet.evaluation.convergence import Convergence, Validation, find_convergence
 from controlnet.evaluation.fidelity import fit_ring
@@ -60,7 +61,8 @@ def train(config: TrainConfig, dataset: Dataset | None = None, base: Base | None
     """
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     dataset = Pairs(config.data) if dataset is None else dataset
-    base = open_base(config.base, config.device, config.dtype) if base is None else base
+    if base is None:
+        base = open_base(config.base, config.device, fastest_dtype(config.dtype, config.device))
     content = fingerprint(dataset)
     _begin(config, base, content)
 
@@ -116,7 +118,12 @@ def _fit(
     """Train from step `start`, whose state is in `checkpoint`, to the end or to a signal."""
     condition = _condition(held_out) if config.condition == "auto" else config.condition
     module = ControlNetModule(
-        base, _learning_rate(config, base), pairs.hint_channels, config.only_mid_control, config.seed
+        base,
+        _learning_rate(config, base),
+        pairs.hint_channels,
+        config.only_mid_control,
+        config.seed,
+        config.lr_scheduler,
     )
     told = {"seed": config.seed, "learning_rate": module.learning_rate, "train_batch_size": config.train_batch_size}
     metadata = ControlMetadata.of(base, module.control, condition, training=told)
