@@ -34,7 +34,8 @@ def test_it_has_the_classes_and_levels_of_stable_diffusion(base: Base):
     assert index["_class_name"] == "StableDiffusionPipeline"
     assert (base.family, base.schedule.prediction_type, base.resolution, base.factor) == ("sd1", "epsilon", 128, 8)
     skips, middle = _features(base)
-    assert len(skips) == 12 and middle.shape[2:] == (2, 2)
+    assert len(skips) == 12
+    assert middle.shape[2:] == (2, 2)
 
 
 def _features(base: Base) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
@@ -55,7 +56,8 @@ def test_diffusers_gives_the_same_picture_for_the_same_noise(base: Base):
 
 def test_it_paints_the_colours_that_it_is_told(base: Base):
     accuracy, _ = text_accuracy(base, count=32, seed=1)
-    assert accuracy.background >= 0.7 and accuracy.colour >= 0.6
+    assert accuracy.background >= 0.7
+    assert accuracy.colour >= 0.6
 
 
 def test_the_packaged_control_obeys_rings_and_without_it_the_base_does_not(base: Base):
@@ -68,4 +70,5 @@ def test_the_packaged_control_obeys_rings_and_without_it_the_base_does_not(base:
     obeyed, free = (
         mean_fidelity(generate_pixels(base, prompts, range(12), units, batch_size=12), hints) for units in ([unit], [])
     )
-    assert obeyed >= 0.8 and free <= 0.4
+    assert obeyed >= 0.8
+    assert free <= 0.4

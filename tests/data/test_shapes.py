@@ -21,7 +21,8 @@ AREAS = {  # of a shape of radius 1
 def test_there_are_the_140_names_of_html_and_aqua_is_cyan():
     assert len(set(NAMES)) == 140
     assert RGB["pale golden rod"] == (238, 232, 170)
-    assert RGB["aqua"] == RGB["cyan"] and RGB["fuchsia"] == RGB["magenta"]
+    assert RGB["aqua"] == RGB["cyan"]
+    assert RGB["fuchsia"] == RGB["magenta"]
 
 
 def test_the_difference_of_colours_is_ciede2000():

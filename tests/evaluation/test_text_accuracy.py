@@ -24,7 +24,9 @@ def test_softened_and_noisy_pictures_are_judged_right():
 
 def test_other_pictures_are_judged_wrong():
     accuracy = judge(SCENES, [render(scene, 128) for scene in SCENES[1:] + SCENES[:1]])
-    assert accuracy.background <= 0.2 and accuracy.colour <= 0.2 and accuracy.shape <= 0.4
+    assert accuracy.background <= 0.2
+    assert accuracy.colour <= 0.2
+    assert accuracy.shape <= 0.4
 
 
 def test_swapped_colours_are_wrong_though_the_shape_is_right():

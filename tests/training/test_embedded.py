@@ -26,7 +26,8 @@ def test_every_word_of_the_world_is_one_token_of_its_own(tokenizer):
 
 def test_other_words_fall_into_letters_and_nothing_is_unknown(tokenizer):
     tokens = tokenizer.convert_ids_to_tokens(tokenizer("goldfish, é", add_special_tokens=False).input_ids)
-    assert tokens[:4] == ["g", "o", "l", "d"] and tokenizer.unk_token not in tokens
+    assert tokens[:4] == ["g", "o", "l", "d"]
+    assert tokenizer.unk_token not in tokens
 
 
 def test_the_untrained_vae_already_passes_colours():
@@ -71,7 +72,8 @@ def test_a_stopped_stage_ends_as_an_undisturbed_one(tmp_path: Path, parts: int):
     resumed = train(tmp_path / "stopped", None)
     again = train(tmp_path / "stopped", 0)  # finished: takes no step, so is not stopped
     for ours in (resumed, again):
-        assert torch.equal(ours.weight, whole.weight) and torch.equal(ours.bias, whole.bias)
+        assert torch.equal(ours.weight, whole.weight)
+        assert torch.equal(ours.bias, whole.bias)
     assert torch.allclose(whole.weight, torch.ones(1, 3), atol=0.05)
 
 
