@@ -4,14 +4,12 @@ A diffusion U-Net is an encoder and a decoder; what passes between them is a val
 trainable copy of the encoder that also sees a hint. It too speaks in features, through convolutions that start at
 zero, and control is a sum: see `predict`. At birth it adds exactly nothing, so training starts from the base as it is
 and never has to repair it. Several ControlNets, their strengths and "middle only" are arithmetic on features.
-
 Shapes: b batch, c channels, h w latent size, t tokens, d token width, e time embedding width, n sizes and offsets.
 """
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -45,8 +43,7 @@ class Prompt:
         return self._map(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Prompt":
-        added = self.added and {name: change(tensor) for name, tensor in self.added.items()}
-        return Prompt(change(self.context_btd), added)
+        return Prompt(change(self.context_btd), self.added and {name: change(x) for name, x in self.added.items()})
 
 
 @dataclass(frozen=True)
@@ -145,8 +142,11 @@ class HintEncoder(nn.Sequential):
     def __init__(self, channels_in: int, channels_out: int) -> None:
         widths, strides = (channels_in, 16, 16, 32, 32, 96, 96, 256), (1, 1, 2, 1, 2, 1, 2)
         layers: list[nn.Module] = []
-        for (narrow, wide), stride in zip(pairwise(widths), strides, strict=True):
-            layers += [nn.Conv2d(narrow, wide, 3, stride, padding=1), nn.SiLU()]
+        for narrow, wide, stride in zip(widths[:-1], widths[1:], strides, strict=True):
+            conv = nn.Conv2d(narrow, wide, 3, stride, padding=1)
+            nn.init.normal_(conv.weight, std=2 / (9 * narrow) ** 0.5)  # SiLU halves what is small; torch's default
+            nn.init.zeros_(conv.bias)  # leaves a ten-thousandth of a ring's contrast after seven layers: measured
+            layers += [conv, nn.SiLU()]
         super().__init__(*layers, zero_conv(256, channels_out, kernel_size=3))
 
 
