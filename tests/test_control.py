@@ -279,3 +279,15 @@ def test_whole_numbers_of_a_prompt_survive_a_change_of_precision():
     half = prompt.to(torch.device("cpu"), torch.bfloat16)
     assert half.added["text_embeds"].dtype == torch.bfloat16
     assert torch.equal(half.added["time_ids"], prompt.added["time_ids"])
+
+
+def test_a_new_hint_encoder_lets_hints_through_to_its_zero_convolution() -> None:
+    torch.manual_seed(0)
+    *layers, last = HintEncoder(3, 8)
+    hints = torch.zeros(8, 3, 64, 64)
+    for index, hint in enumerate(hints):
+        hint[:, 4 * index + 8] = 1.0  # a white line, elsewhere in each
+    with torch.no_grad():
+        told = torch.nn.Sequential(*layers)(hints)
+    assert 0.02 < told.std(dim=0).mean() < 2
+    assert not last.weight.any()

@@ -2,11 +2,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
 from controlnet.errors import UserError
 from controlnet.training.config import TrainConfig, check_same_run
+from controlnet.training.module import LR_SCHEDULERS
 
 
 def test_every_wrong_value_is_told_at_once() -> None:
@@ -48,3 +50,12 @@ def test_a_run_may_go_on_for_more_steps_with_other_intervals(tmp_path: Path) -> 
 def test_the_config_imports_nothing_heavy() -> None:
     code = "import sys, controlnet.training.config; print(any(m in sys.modules for m in ('torch', 'numpy', 'rich')))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_every_offered_scheduler_is_there_and_ends_where_it_says() -> None:
+    offered = get_args(get_type_hints(TrainConfig)["lr_scheduler"])
+    assert set(offered) == set(LR_SCHEDULERS)
+    assert [LR_SCHEDULERS[name](0.0) for name in offered] == [1.0, 1.0, 1.0]
+    ends = {name: LR_SCHEDULERS[name](1.0) for name in offered}
+    assert ends == pytest.approx({"constant": 1.0, "linear": 0.0, "cosine": 0.0})
+    assert LR_SCHEDULERS["cosine"](0.5) == pytest.approx(0.5)

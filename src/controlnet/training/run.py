@@ -126,7 +126,8 @@ def _fit(
         config.lr_scheduler,
     )
     told = {"seed": config.seed, "learning_rate": module.learning_rate, "train_batch_size": config.train_batch_size}
-    metadata = ControlMetadata.of(base, module.control, condition, training=told)
+    polarity = "light on dark" if condition == "circle" else "unknown"
+    metadata = ControlMetadata.of(base, module.control, condition, polarity=polarity, training=told)
     timesteps = len(base.schedule.alphas_cumprod)
     steps = Steps(pairs, config.seed, config.train_batch_size, timesteps, config.proportion_empty_prompts, start)
     judged = HeldOut(held_out, base, condition, config.seed, config.train_batch_size, config.num_validation_images)
