@@ -51,7 +51,7 @@ def test_the_untrained_vae_already_passes_colours():
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_stopped_stage_ends_as_an_undisturbed_one(tmp_path: Path, parts: int):
-    stage = Stage("line", steps=40, batch=8, learning_rate=0.05, warmup=5, parts=parts)
+    stage = Stage("line", steps=200, batch=8, learning_rate=0.1, warmup=5, ema=0.9, parts=parts)
 
     def train(folder: Path, stop_at: int | None) -> nn.Linear:
         torch.manual_seed(0)

@@ -134,7 +134,7 @@ def save_control(path: Path, control: ControlNet, metadata: ControlMetadata, dty
 
 
 def load_control(path: Path | str, base: Base) -> tuple[ControlNet, ControlMetadata]:
-    """A control ready to be used with `base`, on its device and in its precision, and what its file says of it.
+    """A control ready to be used with `base`, on its device, in its precision and layout; and what its file says of it.
 
     `path` is a file, a run's folder or the name of a control in this package ("circle"). UserError if it is not there,
     is no control, or was made for another kind of base or of hint: all reasons at once.
@@ -154,7 +154,9 @@ def load_control(path: Path | str, base: Base) -> tuple[ControlNet, ControlMetad
         control = ControlNet.from_base(structure, metadata.hint_channels)
     check_fit(str(place), tensors, control.state_dict())
     control.load_state_dict(tensors, assign=True)
-    control.to(base.unet.device, base.unet.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    control.to(base.unet.device, base.unet.dtype)
+    if base.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last):
+        control.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return control.eval().requires_grad_(False), metadata
 
 

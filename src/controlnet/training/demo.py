@@ -60,7 +60,7 @@ class Score:
     control: str  # SHA-256 of the file that was judged
 
     def report(self) -> str:
-        before = "" if self.before is None else f"fidelity before the first step, guidance 9: {self.before:.2f}\n"
+        before = "" if self.before is None else f"fidelity before the first step: {self.before:.2f}\n"
         return (
             f"{before}{self.converged}\n"
             f"named colours within CIEDE2000 {NAMED_COLOUR:.0f}, with control: {self.colours:.0%}\n"
