@@ -20,13 +20,16 @@ class Train:
     """Folder to write the base to, in diffusers layout; OUT/work keeps what a resume needs."""
     seed: int = 0
     """Of the weights, the pictures and the noise."""
+    shape_steps: int = 2_600
+    """Steps of the last stage, in which shapes are learned; the packaged base had these, and wants more."""
     device: Device = "auto"
     """Where to compute; auto takes CUDA, else MPS, else the CPU."""
 
     def __call__(self) -> None:
         from controlnet.training.embedded import make_embedded_base
 
-        make_embedded_base(self.out, self.seed, choose_device(self.device), lambda line: print(line, flush=True))
+        device = choose_device(self.device)
+        make_embedded_base(self.out, self.seed, device, lambda line: print(line, flush=True), self.shape_steps)
         print(f"{self.out} is ready; `controlnet base evaluate --base {self.out}` measures it")
 
 

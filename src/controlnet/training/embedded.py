@@ -9,6 +9,7 @@ What it is for and what it knows stands in assets/embedded/README.md.
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -211,7 +212,7 @@ EMPTY_PROMPTS = 0.1  # so that the base also knows pictures without words, for g
 # dominate; then which shape, which is decided further down. The first ends before its rate is down.
 COLOURS = Stage("diffusion", steps=6_800, stop=5_500, batch=32, learning_rate=1e-3, decay=0.4, ema=0.999, parts=2)
 SHAPES_TOO = Stage("shapes", steps=2_600, batch=32, learning_rate=6e-4, decay=0.6, ema=0.998, parts=2)
-HEAVIEST = {COLOURS: math.inf, SHAPES_TOO: 3.0}  # the most that one squared error of the noise counts
+HEAVIEST = {"diffusion": math.inf, "shapes": 3.0}  # by stage, the most that one squared error of the noise counts
 
 
 def encode_scenes(
@@ -235,6 +236,7 @@ def encode_scenes(
 
 def train_diffusion(
     folder: Path,
+    stages: Sequence[Stage],
     latents: Tensor,
     captions: Sequence[str],
     tokenizer: CLIPTokenizer,
@@ -273,22 +275,28 @@ def train_diffusion(
         with fast_numbers(device):
             context = text(torch.where(dropped[:, None], nothing, tokens[chosen])).last_hidden_state
             prediction = unet(noisy, timestep, context).sample
-        return ((prediction.float() - noise) ** 2 * (1 / share).clamp(max=HEAVIEST[stage])).mean()
+        return ((prediction.float() - noise) ** 2 * (1 / share).clamp(max=HEAVIEST[stage.name])).mean()
 
-    for stage in HEAVIEST:
+    for stage in stages:
         fit(stage, parts, partial(loss, stage), folder, report)
     return unet
 
 
-def make_embedded_base(out: Path, seed: int, device: torch.device, report: Callable[[str], None]) -> None:
-    """Train whatever of the base is not trained yet in `out/work`, then write the base itself to `out`."""
+def make_embedded_base(
+    out: Path, seed: int, device: torch.device, report: Callable[[str], None], shape_steps: int = SHAPES_TOO.steps
+) -> None:
+    """Train whatever of the base is not trained yet in `out/work`, then write the base itself to `out`.
+
+    `shape_steps` is the length of the last stage; the packaged base had the default, and its shapes are still rough.
+    """
     work = out / "work"
     tokenizer = make_tokenizer(work / "tokenizer")
     vae = train_vae(work, seed, device, report)
     text = train_text(work, tokenizer, seed, device, report)
     latents, captions = encode_scenes(vae, work, seed, device, report)
     deviation = latents.std()
-    unet = train_diffusion(work, latents / deviation, captions, tokenizer, text, seed, device, report)
+    stages = (COLOURS, replace(SHAPES_TOO, steps=shape_steps))
+    unet = train_diffusion(work, stages, latents / deviation, captions, tokenizer, text, seed, device, report)
     vae.register_to_config(scaling_factor=1 / deviation.item())
     save_base(out, vae, text, tokenizer, unet)
 
