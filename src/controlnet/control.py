@@ -144,8 +144,8 @@ class HintEncoder(nn.Sequential):
         layers: list[nn.Module] = []
         for narrow, wide, stride in zip(widths[:-1], widths[1:], strides, strict=True):
             conv = nn.Conv2d(narrow, wide, 3, stride, padding=1)
-            nn.init.normal_(conv.weight, std=2 / (9 * narrow) ** 0.5)  # SiLU halves what is small; torch's default
-            nn.init.zeros_(conv.bias)  # leaves a ten-thousandth of a ring's contrast after seven layers: measured
+            nn.init.normal_(conv.weight, std=2 / (9 * narrow) ** 0.5)  # by torch's default, a 10,000th of a ring passes
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # it has one
             layers += [conv, nn.SiLU()]
         super().__init__(*layers, zero_conv(256, channels_out, kernel_size=3))
 

@@ -17,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.models.resnet import ResnetBlock2D
 from numpy.typing import NDArray
@@ -305,6 +305,8 @@ def save_base(
     out: Path, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
 ) -> None:
     """A folder in diffusers layout, in float16."""
+    from diffusers import StableDiffusionPipeline  # here, for its import prints advice about torchvision
+
     parts = {"vae": vae, "text_encoder": text, "unet": unet}
     pipeline = StableDiffusionPipeline(
         **{name: part.to("cpu", torch.float16) for name, part in parts.items()},
