@@ -117,7 +117,9 @@ def test_hints_of_another_range_or_order_are_refused(tmp_path, base, control, me
 
 
 def test_another_base_of_the_same_kind_is_welcome(run):
-    load_control(run, Base(tiny.unet("sd1", seed=99), "sd1"))
+    control, _ = load_control(run, Base(tiny.unet("sd1", seed=99), "sd1"))
+    saved = load_file(run / "control.safetensors")
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in control.state_dict().items())
 
 
 def rewritten(run: Path, change) -> Path:
