@@ -1,6 +1,6 @@
 """How the embedded base is made: VAE, text encoder, then U-Net and text encoder together, on procedural pictures.
 
-Run: controlnet base train OUT          (two cores: about an hour and a half)
+Run: controlnet base train OUT          (two cores: about four hours)
 To resume, run the same command again.
 
 What it is for and what it knows stands in assets/embedded/README.md.
@@ -209,10 +209,20 @@ SCHEDULER: dict[str, Any] = dict(  # Stable Diffusion's
 SCENES = 32_768  # drawn once and encoded once
 EMPTY_PROMPTS = 0.1  # so that the base also knows pictures without words, for guidance
 # First what is where and of which colour: each error counts as that of the velocity does, which the noisiest steps
-# dominate; then which shape, which is decided further down. The first ends before its rate is down.
+# dominate; then which shape, which is decided further down; then its outline, further down still, but above the noise
+# of the VAE's own texture. The first ends before its rate is down.
 COLOURS = Stage("diffusion", steps=6_800, stop=5_500, batch=32, learning_rate=1e-3, decay=0.4, ema=0.999, parts=2)
 SHAPES_TOO = Stage("shapes", steps=2_600, batch=32, learning_rate=6e-4, decay=0.6, ema=0.998, parts=2)
-HEAVIEST = {"diffusion": math.inf, "shapes": 3.0}  # by stage, the most that one squared error of the noise counts
+OUTLINES = Stage("outlines", steps=12_500, batch=32, learning_rate=8e-4, decay=0.7, ema=0.999, parts=2)
+# By stage: the most that one squared error of the noise counts, and the signal-to-noise ratio above which it fades.
+WEIGHTS = {"diffusion": (math.inf, math.inf), "shapes": (3.0, math.inf), "outlines": (6.0, 5.0)}
+
+
+def weight(stage: Stage, signal_share: Tensor) -> Tensor:
+    """What the squared error of the noise counts at a share of signal, alphas_cumprod."""
+    heaviest, clear = WEIGHTS[stage.name]
+    ratio = signal_share / (1 - signal_share)
+    return (1 / signal_share).clamp(max=heaviest) * (clear / ratio).clamp(max=1.0)
 
 
 def encode_scenes(
@@ -244,6 +254,7 @@ def train_diffusion(
     seed: int,
     device: torch.device,
     report: Callable[[str], None],
+    compiled: bool = False,
 ) -> UNet2DConditionModel:
     """U-Net and text encoder together on `latents` (n, 4, 16, 16) of deviation 1, noise keyed by (seed, step).
 
@@ -253,6 +264,8 @@ def train_diffusion(
     unet = UNet2DConditionModel(**UNET).to(device, memory_format=torch.channels_last)
     if device.type == "cpu":
         unet.set_attn_processor(AttnProcessor())  # twice as fast as torch's fused one at these widths
+    if compiled:
+        unet.compile()
     parts = nn.ModuleDict({"unet": unet, "text": text.requires_grad_(True)})
     tokens = tokenize(tokenizer, captions, device)
     nothing = tokenize(tokenizer, [""], device)
@@ -275,7 +288,7 @@ def train_diffusion(
         with fast_numbers(device):
             context = text(torch.where(dropped[:, None], nothing, tokens[chosen])).last_hidden_state
             prediction = unet(noisy, timestep, context).sample
-        return ((prediction.float() - noise) ** 2 * (1 / share).clamp(max=HEAVIEST[stage.name])).mean()
+        return ((prediction.float() - noise) ** 2 * weight(stage, share)).mean()
 
     for stage in stages:
         fit(stage, parts, partial(loss, stage), folder, report)
@@ -283,11 +296,17 @@ def train_diffusion(
 
 
 def make_embedded_base(
-    out: Path, seed: int, device: torch.device, report: Callable[[str], None], shape_steps: int = SHAPES_TOO.steps
+    out: Path,
+    seed: int,
+    device: torch.device,
+    report: Callable[[str], None],
+    outline_steps: int = OUTLINES.steps,
+    compiled: bool = False,
 ) -> None:
     """Train whatever of the base is not trained yet in `out/work`, then write the base itself to `out`.
 
-    `shape_steps` is the length of the last stage; the packaged base had the default, and its shapes are still rough.
+    `outline_steps` is the length of the last stage. `compiled` makes the U-Net's steps a third faster after some
+    minutes of compilation, where there is a C++ compiler.
     """
     work = out / "work"
     tokenizer = make_tokenizer(work / "tokenizer")
@@ -295,8 +314,8 @@ def make_embedded_base(
     text = train_text(work, tokenizer, seed, device, report)
     latents, captions = encode_scenes(vae, work, seed, device, report)
     deviation = latents.std()
-    stages = (COLOURS, replace(SHAPES_TOO, steps=shape_steps))
-    unet = train_diffusion(work, stages, latents / deviation, captions, tokenizer, text, seed, device, report)
+    stages = (COLOURS, SHAPES_TOO, replace(OUTLINES, steps=outline_steps))
+    unet = train_diffusion(work, stages, latents / deviation, captions, tokenizer, text, seed, device, report, compiled)
     vae.register_to_config(scaling_factor=1 / deviation.item())
     save_base(out, vae, text, tokenizer, unet)
 
