@@ -21,7 +21,7 @@ class Train:
     """Folder to write the base to, in diffusers layout; OUT/work keeps what a resume needs."""
     seed: int = 0
     """Of the weights, the pictures and the noise."""
-    outline_steps: int = 12_500
+    last_steps: int = 10_000
     """Steps of the last and longest stage, in which the outlines of the shapes become clean."""
     compile: bool = False
     """Compile the U-Net's steps: a third faster after four minutes of compilation; needs a C++ compiler."""
@@ -33,7 +33,7 @@ class Train:
 
         device = choose_device(self.device)
         report = partial(print, flush=True)
-        make_embedded_base(self.out, self.seed, device, report, self.outline_steps, self.compile)
+        make_embedded_base(self.out, self.seed, device, report, self.last_steps, self.compile)
         print(f"{self.out} is ready; `controlnet base evaluate --base {self.out}` measures it")
 
 

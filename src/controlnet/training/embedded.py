@@ -27,7 +27,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from controlnet.atomic import write_atomically
 from controlnet.data.colours import NAMES, RGB
-from controlnet.data.shapes import SHAPES, draw_scene, render
+from controlnet.data.shapes import RADIUS, SHAPES, Scene, draw_scene, render
 from controlnet.devices import has_fast_bfloat16
 from controlnet.training.fit import Stage, fit
 
@@ -210,12 +210,21 @@ SCENES = 32_768  # drawn once and encoded once
 EMPTY_PROMPTS = 0.1  # so that the base also knows pictures without words, for guidance
 # First what is where and of which colour: each error counts as that of the velocity does, which the noisiest steps
 # dominate; then which shape, which is decided further down; then its outline, further down still, but above the noise
-# of the VAE's own texture. The first ends before its rate is down.
+# of the VAE's own texture; and at last mostly large and whole shapes, whose outlines are easier to get right. The first
+# and the third end before their rates are down.
 COLOURS = Stage("diffusion", steps=6_800, stop=5_500, batch=32, learning_rate=1e-3, decay=0.4, ema=0.999, parts=2)
 SHAPES_TOO = Stage("shapes", steps=2_600, batch=32, learning_rate=6e-4, decay=0.6, ema=0.998, parts=2)
-OUTLINES = Stage("outlines", steps=12_500, batch=32, learning_rate=8e-4, decay=0.7, ema=0.999, parts=2)
+OUTLINES = Stage("outlines", steps=12_500, stop=2_500, batch=32, learning_rate=8e-4, decay=0.7, ema=0.999, parts=2)
+LARGE = Stage("large", steps=10_000, batch=32, learning_rate=7e-4, decay=0.85, ema=0.999, parts=2)
 # By stage: the most that one squared error of the noise counts, and the signal-to-noise ratio above which it fades.
-WEIGHTS = {"diffusion": (math.inf, math.inf), "shapes": (3.0, math.inf), "outlines": (6.0, 5.0)}
+WEIGHTS = {"diffusion": (math.inf, math.inf), "shapes": (3.0, math.inf), "outlines": (6.0, 5.0), "large": (6.0, 5.0)}
+LARGE_SHARE = 0.85  # of the pictures of that stage
+
+
+def is_large(scene: Scene) -> bool:
+    """At least half as large as the largest, and whole."""
+    whole = all(scene.radius <= place <= 1 - scene.radius for place in (scene.x, scene.y))
+    return scene.radius >= RADIUS[1] / 2 and whole
 
 
 def weight(stage: Stage, signal_share: Tensor) -> Tensor:
@@ -227,8 +236,8 @@ def weight(stage: Stage, signal_share: Tensor) -> Tensor:
 
 def encode_scenes(
     vae: AutoencoderKL, folder: Path, seed: int, device: torch.device, report: Callable[[str], None]
-) -> tuple[Tensor, list[str]]:
-    """Latents (SCENES, 4, 16, 16) float32 as the VAE gives them, unscaled, kept in `folder`; and the captions."""
+) -> tuple[Tensor, list[Scene]]:
+    """Latents (SCENES, 4, 16, 16) float32 as the VAE gives them, unscaled, kept in `folder`; and their scenes."""
     path = folder / "latents.safetensors"
     scenes = [draw_scene(np.random.default_rng([seed, number])) for number in range(SCENES)]
     if not path.exists():
@@ -241,14 +250,14 @@ def encode_scenes(
                 report(f"encoded {first}/{SCENES}")
         stacked = torch.cat(latents).contiguous()
         write_atomically(path, lambda temporary: save_file({"latents": stacked}, temporary))
-    return load_file(path)["latents"], [scene.caption for scene in scenes]
+    return load_file(path)["latents"], scenes
 
 
 def train_diffusion(
     folder: Path,
     stages: Sequence[Stage],
     latents: Tensor,
-    captions: Sequence[str],
+    scenes: Sequence[Scene],
     tokenizer: CLIPTokenizer,
     text: CLIPTextModel,
     seed: int,
@@ -267,17 +276,21 @@ def train_diffusion(
     if compiled:
         unet.compile()
     parts = nn.ModuleDict({"unet": unet, "text": text.requires_grad_(True)})
-    tokens = tokenize(tokenizer, captions, device)
+    tokens = tokenize(tokenizer, [scene.caption for scene in scenes], device)
+    large = np.flatnonzero([is_large(scene) for scene in scenes])
     nothing = tokenize(tokenizer, [""], device)
     signal_shares = DDIMScheduler(**SCHEDULER).alphas_cumprod.to(device)
     latents = latents.to(device)
 
     def loss(stage: Stage, step: int, part: slice) -> Tensor:
         random, batch = stage.random(seed, step), stage.batch
+        which = random.integers(len(latents), size=batch)
+        if stage.name == LARGE.name:
+            which = np.where(random.random(batch) < LARGE_SHARE, large[which % len(large)], which)
         chosen, dropped, timestep, noise = (
             torch.from_numpy(drawn[part]).to(device)
             for drawn in (
-                random.integers(len(latents), size=batch),
+                which,
                 random.random(batch) < EMPTY_PROMPTS,
                 ((np.arange(batch) + random.random(batch)) * (1000 / batch)).astype(int),
                 random.standard_normal((batch, *latents.shape[1:]), dtype=np.float32),
@@ -300,22 +313,22 @@ def make_embedded_base(
     seed: int,
     device: torch.device,
     report: Callable[[str], None],
-    outline_steps: int = OUTLINES.steps,
+    last_steps: int = LARGE.steps,
     compiled: bool = False,
 ) -> None:
     """Train whatever of the base is not trained yet in `out/work`, then write the base itself to `out`.
 
-    `outline_steps` is the length of the last stage. `compiled` makes the U-Net's steps a third faster after some
+    `last_steps` is the length of the last stage. `compiled` makes the U-Net's steps a third faster after some
     minutes of compilation, where there is a C++ compiler.
     """
     work = out / "work"
     tokenizer = make_tokenizer(work / "tokenizer")
     vae = train_vae(work, seed, device, report)
     text = train_text(work, tokenizer, seed, device, report)
-    latents, captions = encode_scenes(vae, work, seed, device, report)
+    latents, scenes = encode_scenes(vae, work, seed, device, report)
     deviation = latents.std()
-    stages = (COLOURS, SHAPES_TOO, replace(OUTLINES, steps=outline_steps))
-    unet = train_diffusion(work, stages, latents / deviation, captions, tokenizer, text, seed, device, report, compiled)
+    stages = (COLOURS, SHAPES_TOO, OUTLINES, replace(LARGE, steps=last_steps))
+    unet = train_diffusion(work, stages, latents / deviation, scenes, tokenizer, text, seed, device, report, compiled)
     vae.register_to_config(scaling_factor=1 / deviation.item())
     save_base(out, vae, text, tokenizer, unet)
 
