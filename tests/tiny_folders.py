@@ -5,10 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 import tiny
+from controlnet.checkpoints.architecture import scheduler_config
+from controlnet.checkpoints.contents import Prediction
+from controlnet.checkpoints.parts import BaseParts
+from controlnet.checkpoints.text_encoders import TEXT_ENCODERS
 
 
 def save_tiny_base(folder: Path, family: tiny.Family = "sd1", prediction_type: str = "epsilon") -> Path:
@@ -36,7 +46,7 @@ def make_pipeline(folder: Path, family: tiny.Family, prediction_type: str) -> An
         norm_num_groups=4,
         scaling_factor=0.3,
     )
-    tokenizer = make_tokenizer(folder, pad="<|endoftext|>")
+    tokenizer = make_tokenizer(folder, pad="!" if family == "sd2" else "<|endoftext|>")
     parts = {"vae": vae, "unet": tiny.unet(family), "scheduler": scheduler, "tokenizer": tokenizer}
     if family == "sdxl":
         width = tiny.CONTEXT_WIDTH // 2
@@ -46,6 +56,52 @@ def make_pipeline(folder: Path, family: tiny.Family, prediction_type: str) -> An
         return StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=False)
     parts["text_encoder"] = make_text_encoder(CLIPTextModel, tokenizer, tiny.CONTEXT_WIDTH)
     return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+
+
+def make_true_parts(folder: Path, family: tiny.Family, prediction: Prediction = "epsilon") -> BaseParts:
+    """A narrow base whose heads, groups, activations and layers of SD 2.x's text encoder are the full-size family's.
+
+    So nothing but its tensors is needed to open its single file, and a tokenizer; `folder` gets the latter's words.
+    """
+    heads = (1, 2, 2, 2)[: len(tiny.SHAPES[family]["block_out_channels"])]  # of width 64
+    shape: dict[str, Any] = {**tiny.SHAPES[family], "block_out_channels": tuple(64 * each for each in heads)}
+    if family != "sd1":
+        shape["attention_head_dim"] = heads
+    if family == "sdxl":
+        shape["projection_class_embeddings_input_dim"] = 64 + 6 * tiny.SIZE_WIDTH
+    text_width = 128 if family == "sdxl" else 64
+    sizes = {("sd2", "v_prediction"): 96, ("sdxl", "epsilon"): 128}
+    unet = UNet2DConditionModel(
+        sample_size=sizes.get((family, prediction), 64), cross_attention_dim=text_width, **shape
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(32, 32, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        scaling_factor=0.13025 if family == "sdxl" else 0.18215,
+        sample_size=1024 if family == "sdxl" else 512,
+    )
+    texts, tokenizers = [], []
+    for encoder in TEXT_ENCODERS[family]:
+        tokenizers.append(make_tokenizer(folder, pad="!" if encoder.is_openclip else "<|endoftext|>"))
+        config = CLIPTextConfig(
+            vocab_size=len(tokenizers[-1]),
+            hidden_size=64,
+            projection_dim=64,
+            intermediate_size=128,
+            num_hidden_layers=23 if family == "sd2" else 3,
+            num_attention_heads=1,
+            hidden_act="gelu" if encoder.is_openclip else "quick_gelu",
+            bos_token_id=tokenizers[-1].bos_token_id,
+            eos_token_id=tokenizers[-1].eos_token_id,
+            pad_token_id=tokenizers[-1].pad_token_id,
+        )
+        texts.append(encoder.kind(config))
+    for number, model in enumerate((unet, vae, *texts)):
+        tiny.randomised(model, seed=number).eval().requires_grad_(False)
+    scheduler = {**scheduler_config(family), "prediction_type": prediction}
+    return BaseParts(unet, vae, texts, tokenizers, scheduler, family)
 
 
 def make_text_encoder(kind: Any, tokenizer: CLIPTokenizer, width: int) -> Any:

@@ -29,9 +29,21 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     The folder is made where missing. However `write` ends, the temporary file is gone afterwards and a previous file
     at `path` is whole. UserError when the disk is full or does not let us write.
     """
+    _write(path, write, _flush_to_disk)
+
+
+def write_quickly(path: Path, write: Callable[[Path], object]) -> None:
+    """As `write_atomically`, but a crash of the whole machine may leave the file cut off.
+
+    For a hundred thousand small files that can be made again: flushing each would take longer than making it.
+    """
+    _write(path, write, lambda path: None)
+
+
+def _write(path: Path, write: Callable[[Path], object], flush: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_and_rename(path, write)
+        _write_and_rename(path, write, flush)
     except Exception as error:
         code = _error_code(error)
         if code not in REMEDIES:
@@ -41,14 +53,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         ) from error
 
 
-def _write_and_rename(path: Path, write: Callable[[Path], object]) -> None:
+def _write_and_rename(path: Path, write: Callable[[Path], object], flush: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         write(temporary)
-        _flush_to_disk(temporary)
+        flush(temporary)
         temporary.replace(path)
         if os.name != "nt":  # Windows has no handle to a folder
-            _flush_to_disk(path.parent)
+            flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -11,21 +11,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTokenizer
 
-from controlnet.checkpoints.folder import check_layout, find_folder, load_part, load_tokenizer, read_json
+from controlnet.checkpoints.base_file import load_base_file
+from controlnet.checkpoints.contents import Prediction
+from controlnet.checkpoints.folder import find_base, load_base_folder
+from controlnet.checkpoints.models import resolve_base
+from controlnet.checkpoints.parts import BaseParts
 from controlnet.control import Decoder, Encoder, Prompt
 from controlnet.devices import Device, DType, choose_device, choose_dtype
 from controlnet.errors import UserError
-
-Family = Literal["sd1", "sd2", "sdxl"]
-Prediction = Literal["epsilon", "v_prediction"]
 
 EMBEDDED = "embedded"
 FEW_TOKENS = 32 * 32  # of a latent; the scores of one head and picture then take 4 MB
@@ -54,15 +55,9 @@ class Schedule:
 
 
 @dataclass(eq=False, repr=False)
-class Base:
+class Base(BaseParts):
     """A locked text-to-image model. Contexts are in its own precision; latents and pixels are float32 outside."""
 
-    unet: UNet2DConditionModel
-    vae: AutoencoderKL
-    tokenizers: Sequence[CLIPTokenizer]
-    text_encoders: Sequence[CLIPTextModel | CLIPTextModelWithProjection]
-    scheduler_config: dict[str, Any]
-    family: Family
     source: str
     encoder: Encoder = field(init=False)
     decoder: Decoder = field(init=False)
@@ -185,38 +180,42 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
     return torch.tensor(rows).reshape(len(prompts), chunks, length)
 
 
-def open_base(source: str | Path = EMBEDDED, device: Device = "auto", dtype: DType = "auto") -> Base:
-    """The base called `source`: "embedded" (in this package), a folder in diffusers layout, or a hub id.
+def open_base(
+    source: str | Path = EMBEDDED,
+    device: Device = "auto",
+    dtype: DType = "auto",
+    ema: bool = False,
+    tokenizer: str | Path | None = None,
+    prediction: Prediction | None = None,
+) -> Base:
+    """The base called `source`: "embedded" (in this package), a folder in diffusers layout, a single file, a hub id, or
+    the name of a public one in our table of models ("sd15").
 
-    SD 1.x, SD 2.x and SDXL. Only safetensors are read. UserError says what is missing and what to put where.
+    SD 1.x, SD 2.x and SDXL. A single file may be pickled: nothing in it is run. `ema` takes its averaged weights;
+    `tokenizer` is a folder, for it carries none; `prediction` is what the base predicts, where its file does not say.
+    UserError says what is missing and what to put where.
     """
-    embedded = Path(str(files("controlnet") / "assets" / "embedded"))
-    folder = embedded if source == EMBEDDED else find_folder(str(source))
-    check_layout(folder)
+    place = base_place(str(source))
     torch_device = choose_device(device)
     torch_dtype = choose_dtype(dtype, torch_device)
-    unet = load_part(UNet2DConditionModel, folder / "unet", torch_dtype)
-    family = family_of(unet)
-    vae_dtype = torch.float32 if torch_dtype == torch.float16 else torch_dtype  # SDXL's overflows in float16
-    vae = load_part(AutoencoderKL, folder / "vae", vae_dtype)
-    if unet.config.in_channels != vae.config.latent_channels:
-        raise UserError(
-            f"base {source}: its U-Net takes {unet.config.in_channels} channels, expected the VAE's "
-            f"{vae.config.latent_channels}; inpainting and editing bases are not supported, choose a plain one"
-        )
-    text_encoders = [load_part(CLIPTextModel, folder / "text_encoder", torch_dtype)]
-    tokenizers = [load_tokenizer(folder / "tokenizer")]
-    if family == "sdxl":
-        text_encoders.append(load_part(CLIPTextModelWithProjection, folder / "text_encoder_2", torch_dtype))
-        tokenizers.append(load_tokenizer(folder / "tokenizer_2"))
-    for part in (unet, vae, *text_encoders):
+    if place.is_file():
+        parts = load_base_file(place, torch_dtype, ema, tokenizer, prediction)
+    elif ema:
+        raise UserError(f"base {source}: a folder holds one set of weights, mostly the averaged one; leave out --ema")
+    else:
+        parts = load_base_folder(place, torch_dtype, tokenizer, prediction)
+    for part in (parts.unet, parts.vae, *parts.text_encoders):
         part.to(torch_device)
-    suit(unet)
-    scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
-    prediction = scheduler_config.get("prediction_type", "epsilon")
-    if prediction not in get_args(Prediction):
-        raise UserError(f"base {source}: predicts {prediction!r}; expected one of: {', '.join(get_args(Prediction))}")
-    return Base(unet, vae, tokenizers, text_encoders, scheduler_config, family, str(source))
+    suit(parts.unet)
+    return Base(**vars(parts), source=str(source))
+
+
+def base_place(source: str) -> Path:
+    """The folder or file that is meant by what `open_base` takes; fetched if it is on the hub."""
+    if source == EMBEDDED:
+        return Path(str(files("controlnet") / "assets" / "embedded"))
+    named = None if Path(source).expanduser().exists() else resolve_base(source)
+    return find_base(named or source)
 
 
 def suit(unet: UNet2DConditionModel) -> None:
@@ -227,17 +226,3 @@ def suit(unet: UNet2DConditionModel) -> None:
     unet.to(memory_format=torch.channels_last)
     if unet.device.type == "cpu" and unet.config.sample_size**2 <= FEW_TOKENS:
         unet.set_attn_processor(AttnProcessor())
-
-
-def family_of(unet: UNet2DConditionModel) -> Family:
-    """SDXL's time embedding also takes text and sizes; SD 2.x projects tokens by linear layers, SD 1.x by convolutions.
-
-    So a narrow variant belongs to the family whose structure it has. UserError for any other U-Net.
-    """
-    match unet.config.addition_embed_type:
-        case "text_time":
-            return "sdxl"
-        case None:
-            return "sd2" if unet.config.use_linear_projection else "sd1"
-        case other:
-            raise UserError(f"a U-Net with added conditions {other!r}; expected one of SD 1.x, SD 2.x or SDXL")

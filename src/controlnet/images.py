@@ -4,7 +4,8 @@ Three forms: *rgb* (H, W, 3) uint8 arrays, *targets* float32 in [-1, 1], *hints*
 """
 
 # b batch, c channels, h height, w width
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ LARGEST_AREA = 24_000_000  # pixels; a 24-megapixel camera, 72 MB decoded, safe 
 LARGEST_ASPECT = 16  # longer strips are banners and film strips, and resize to slivers
 SMALLEST_SIDE = 2  # one-pixel pictures are trackers and placeholders
 SIXTEEN_BITS = 257  # 65535 / 255, so that white stays white
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk
 ORIENTATION = 0x0112  # EXIF 2.32, table 4
 ORIENTATIONS_ON_THEIR_SIDE = range(5, 9)  # EXIF 2.32: these exchange width and height
 
@@ -43,12 +45,12 @@ def decode(source: Source) -> Rgb:
     Refuses from the header, before decoding, more than 24 megapixels, aspects over 16 and sides under 2 pixels.
     Raises PictureError for these, for other formats than PNG, JPEG and WEBP, and for missing and broken files.
     """
-    image = _open(source)
-    try:
-        image.load()
-        return np.array(_to_rgb(ImageOps.exif_transpose(image)))
-    except Exception as error:  # Pillow raises nearly any type at a broken file
-        raise PictureError(f"{_name(source)}: broken picture ({error}); replace the file or remove it") from error
+    return _decode(source, _to_rgb)
+
+
+def decode_with_alpha(source: Source) -> Rgb:
+    """As `decode`, but (H, W, 4): the colours under the picture's own alpha, which is 255 where it has none."""
+    return _decode(source, _to_rgba)
 
 
 def header_size(source: Source) -> tuple[int, int]:
@@ -96,9 +98,43 @@ def resize(rgb: Rgb, size: tuple[int, int]) -> Rgb:
     return np.array(Image.fromarray(rgb).resize(size, method))
 
 
+def three_channels(pixels: NDArray[np.uint8]) -> Rgb:
+    """(H, W) grey, (H, W, 1), (H, W, 3) or (H, W, 4) uint8 as (H, W, 3): grey three times, alpha on white.
+
+    The rule of the original's `HWC3`. UserError for other arrays.
+    """
+    shape = pixels.shape if pixels.ndim == 3 else (*pixels.shape, 1)
+    if pixels.dtype != np.uint8 or len(shape) != 3 or shape[2] not in (1, 3, 4) or not pixels.size:
+        raise UserError(
+            f"a picture of {pixels.dtype} {pixels.shape}; expected uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
+        )
+    if shape[2] == 4:
+        colour, alpha = pixels[..., :3].astype(np.float32), pixels[..., 3:].astype(np.float32) / 255
+        return (colour * alpha + 255 * (1 - alpha)).clip(0, 255).astype(np.uint8)
+    return pixels if shape[2] == 3 else np.stack([pixels.reshape(shape[:2])] * 3, axis=2)
+
+
+def four_channels(pixels: NDArray[np.uint8]) -> Rgb:
+    """The same arrays as (H, W, 4): with alpha as they are, without it under an alpha of 255."""
+    if pixels.ndim == 3 and pixels.shape[2] == 4 and pixels.dtype == np.uint8:
+        return pixels
+    rgb = three_channels(pixels)
+    return np.concatenate([rgb, np.full_like(rgb[..., :1], 255)], axis=2)
+
+
 def encode_png(rgb: Rgb, path: Path) -> None:
     """Write rgb to `path` as PNG, whole or not at all. UserError when the disk is full or read-only."""
     write_atomically(path, lambda temporary: Image.fromarray(rgb).save(temporary, format="PNG"))
+
+
+def is_whole_png(path: Path) -> bool:
+    """Whether there is a file at `path` that ends as a PNG does."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(PNG_END), os.SEEK_END)
+            return file.read() == PNG_END
+    except OSError:  # missing, or shorter than that
+        return False
 
 
 def grid(
@@ -128,6 +164,15 @@ def grid(
     for index, caption in enumerate(captions):
         draw.text((gap, top + index * row_step + height), caption, fill="black", font=font)
     return np.array(sheet)
+
+
+def _decode(source: Source, convert: Callable[[Image.Image], Image.Image]) -> Rgb:
+    image = _open(source)
+    try:
+        image.load()
+        return np.array(convert(ImageOps.exif_transpose(image)))
+    except Exception as error:  # Pillow raises nearly any type at a broken file
+        raise PictureError(f"{_name(source)}: broken picture ({error}); replace the file or remove it") from error
 
 
 def _open(source: Source) -> Image.Image:
@@ -169,6 +214,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "CMYK" and "icc_profile" in image.info:
         return _from_cmyk(image)
     return image.convert("RGB")
+
+
+def _to_rgba(image: Image.Image) -> Image.Image:
+    return (image if image.has_transparency_data else _to_rgb(image)).convert("RGBA")
 
 
 def _from_cmyk(image: Image.Image) -> Image.Image:

@@ -1,129 +1,41 @@
 """A trained control on disk: one safetensors file whose header says what it was made for (contract 2 of the design).
 
-What a file of weights alone cannot tell, and what makes a control fail without a word when it is wrong: the condition,
-the hints' channels, their order, polarity and range, the base's family and what it predicts.
+Files that others saved are controls too: `control_formats` reads them, `control_metadata` tells what is known of them.
 """
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from controlnet.atomic import write_atomically
+from controlnet.checkpoints.contents import Family
+from controlnet.checkpoints.control_formats import CONFIG, open_control
+from controlnet.checkpoints.control_metadata import Base, ChannelOrder, ControlMetadata, Said
+from controlnet.checkpoints.models import resolve_control
 from controlnet.checkpoints.strict import check_fit
-from controlnet.control import ControlNet
+from controlnet.control import ControlNet, Features, Prompt
 from controlnet.errors import UserError
 
-HEADER = "controlnet"
-FORMAT_VERSION = 1
+__all__ = ["NAME_IN_RUN", "ControlMetadata", "find_control", "load_control", "read_metadata", "save_control"]
+
 NAME_IN_RUN = "control.safetensors"
 PACKAGED = Path(str(files("controlnet"))) / "assets" / "controls"
+HINT_WEIGHT = "hint_encoder.0.weight"  # (out, channels of the hint, 3, 3)
 
 
-class Schedule(Protocol):
-    @property
-    def prediction_type(self) -> str: ...
+class AveragedControlNet(ControlNet):
+    """A control that says one thing to the whole picture: each feature is its mean (the original's shuffle model)."""
 
-
-class Base(Protocol):
-    """What a control needs to know of its base; `controlnet.base.Base` is one."""
-
-    @property
-    def unet(self) -> UNet2DConditionModel: ...
-    @property
-    def family(self) -> str: ...
-    @property
-    def schedule(self) -> Schedule: ...
-    def hash(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class ControlMetadata:
-    """What a control was trained for and with."""
-
-    condition: str
-    """The kind of hint: circle, canny, depth, ...; "unknown" if nobody said."""
-    family: str
-    """Of the base: sd1, sd2 or sdxl."""
-    prediction_type: str
-    """Of the base: epsilon or v_prediction."""
-    base_hash: str
-    """Of the very base that it was trained on. Others of its family may be used too."""
-    block_channels: tuple[int, ...]
-    """Width of the base's levels, shallow to deep."""
-    hint_channels: int = 3
-    channel_order: str = "RGB"
-    hint_range: str = "0..1"
-    polarity: str = "unknown"
-    """Of line drawings: "light on dark" or "dark on light"."""
-    training: Mapping[str, Any] = field(default_factory=dict)
-    """Steps, learning rate and the like; anything that JSON can say."""
-    format_version: int = FORMAT_VERSION
-
-    @classmethod
-    def of(cls, base: Base, control: ControlNet, condition: str, **others: Any) -> "ControlMetadata":
-        """For a control that is trained on `base`; `others` are fields whose defaults don't hold."""
-        return cls(
-            condition=condition,
-            family=base.family,
-            prediction_type=base.schedule.prediction_type,
-            base_hash=base.hash(),
-            block_channels=tuple(base.unet.config.block_out_channels),
-            hint_channels=next(control.hint_encoder.parameters()).shape[1],
-            **others,
-        )
-
-    def to_header(self) -> dict[str, str]:
-        """As safetensors keeps it, text by name. A single one: it writes several in no fixed order."""
-        return {HEADER: json.dumps(asdict(self))}
-
-    @classmethod
-    def from_header(cls, header: Mapping[str, str] | None, path: Path) -> "ControlMetadata":
-        """UserError if the file at `path` is not ours, of another version or damaged."""
-        if header is None or HEADER not in header:
-            raise UserError(
-                f"{path}: its header does not say what the control was made for, so it is not one that `controlnet "
-                f"train` saved; expected a run's {NAME_IN_RUN}"
-            )
-        try:
-            values = json.loads(header[HEADER])
-            version, found = values["format_version"], values.keys()
-        except (ValueError, TypeError, LookupError) as error:
-            raise UserError(f"{path}: its header is damaged ({error}); use another copy of the file") from error
-        if version != FORMAT_VERSION:
-            raise UserError(
-                f"{path}: version {version} of the format, expected {FORMAT_VERSION}; use the version of controlnet "
-                "that saved it, or a newer one"
-            )
-        if wrong := found ^ {each.name for each in fields(cls)}:
-            raise UserError(
-                f"{path}: its header is damaged ({', '.join(sorted(wrong))} missing or unknown); use another copy of "
-                "the file"
-            )
-        return cls(**(values | {"block_channels": tuple(values["block_channels"])}))
-
-    def misfits(self, base: Base) -> list[str]:
-        """Why this control cannot be used with `base`; empty if it can."""
-        mine_and_the_bases = {
-            "base family": (self.family, base.family),
-            "prediction type": (self.prediction_type, base.schedule.prediction_type),
-            "block channels": (self.block_channels, tuple(base.unet.config.block_out_channels)),
-        }
-        mine_and_our_hints = {"channel order": (self.channel_order, "RGB"), "hint range": (self.hint_range, "0..1")}
-        return [
-            f"{what}: the control was made for {mine}, {whose} {theirs}"
-            for whose, both in (("the base has", mine_and_the_bases), ("hints here are", mine_and_our_hints))
-            for what, (mine, theirs) in both.items()
-            if mine != theirs
-        ]
+    def forward(self, latent_bchw: Tensor, timestep_b: Tensor, prompt: Prompt, hint_features_bchw: Tensor) -> Features:
+        features = super().forward(latent_bchw, timestep_b, prompt, hint_features_bchw)
+        skips = tuple(skip.mean((2, 3), keepdim=True) for skip in features.skips)
+        return Features(skips, features.middle.mean((2, 3), keepdim=True))
 
 
 def save_control(path: Path, control: ControlNet, metadata: ControlMetadata, dtype: torch.dtype | None = None) -> None:
@@ -133,65 +45,72 @@ def save_control(path: Path, control: ControlNet, metadata: ControlMetadata, dty
     write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata.to_header()))
 
 
-def load_control(path: Path | str, base: Base) -> tuple[ControlNet, ControlMetadata]:
-    """A control ready to be used with `base`, on its device, in its precision and layout; and what its file says of it.
+def load_control(
+    path: Path | str,
+    base: Base,
+    *,
+    condition: str | None = None,
+    channel_order: ChannelOrder | None = None,
+    polarity: str | None = None,
+) -> tuple[ControlNet, ControlMetadata]:
+    """A control ready to be used with `base`, on its device, in its precision and layout; and what is known of it.
 
-    `path` is a file, a run's folder or the name of a control in this package ("circle"). UserError if it is not there,
-    is no control, or was made for another kind of base or of hint: all reasons at once.
+    `path` is a file in any format, a run's folder, a diffusers folder, the name of a control in this package ("circle")
+    or of a public one in the hub's cache, or its condition ("canny"). The other arguments say what the file does not,
+    and prevail. A control whose hints are BGR takes RGB ones, as all hints here are, once it is loaded: its first
+    convolution is turned round, and its metadata say RGB.
+    UserError if it is not there, is no control, or was made for another kind of base or of hint: all reasons at once.
     """
-    place = find_control(path)
-    with _opened(place) as file:
-        metadata = ControlMetadata.from_header(file.metadata(), place)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # safe_open is no mapping
+    file = open_control(find_control(path, base.family), Said(condition, channel_order, polarity))
+    metadata = file.metadata
     if misfits := metadata.misfits(base):
         raise UserError(
-            f"{place} cannot be used with this base; choose the base it was made for, or another control:\n  "
+            f"{file.path} cannot be used with this base; choose the base it was made for, or another control:\n  "
             + "\n  ".join(misfits)
         )
     with torch.device("meta"):  # the structure alone: every weight comes from the file
         structure = UNet2DConditionModel.from_config(base.unet.config)
         structure.set_attn_processor(dict(base.unet.attn_processors))
-        control = ControlNet.from_base(structure, metadata.hint_channels)
-    check_fit(str(place), tensors, control.state_dict())
-    control.load_state_dict(tensors, assign=True)
+        kind = AveragedControlNet if metadata.averaged else ControlNet
+        control = kind.from_base(structure, metadata.hint_channels)
+    check_fit(str(file.path), file.state, control.state_dict())
+    control.load_state_dict(_with_rgb_hints(file.state, metadata), assign=True)
     control.to(base.unet.device, base.unet.dtype)
     if base.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last):
         control.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return control.eval().requires_grad_(False), metadata
+    return control.eval().requires_grad_(False), replace(metadata, channel_order="RGB")
 
 
 def read_metadata(path: Path | str) -> ControlMetadata:
-    """What a control's file says of it; no base needed. `path` as for `load_control`, and so are the errors."""
-    place = find_control(path)
-    with _opened(place) as file:
-        return ControlMetadata.from_header(file.metadata(), place)
+    """What is known of a control; no base needed. `path` as for `load_control`, and so are the errors."""
+    return open_control(find_control(path)).metadata
 
 
-def find_control(path: Path | str) -> Path:
-    """The file meant by `path`; UserError if there is none."""
+def find_control(path: Path | str, family: Family | None = None) -> Path:
+    """The file or diffusers folder meant by `path`, a condition meaning one of `family`; UserError if there is none."""
     given = Path(path).expanduser()
-    if given.is_file():
+    if given.is_file() or (given / CONFIG).is_file():
         return given
     if (given / NAME_IN_RUN).is_file():
         return given / NAME_IN_RUN
     if given.is_dir():
-        raise UserError(f"{given}: no {NAME_IN_RUN} in this folder; expected the folder of a run that has saved one")
+        raise UserError(
+            f"{given}: neither {NAME_IN_RUN} nor {CONFIG} in this folder; expected the folder of a run that has saved "
+            "a control, or one in diffusers layout"
+        )
     packaged = {folder.parent.name: folder for folder in sorted(PACKAGED.glob(f"*/{NAME_IN_RUN}"))}
     if str(path) in packaged:
         return packaged[str(path)]
+    if found := resolve_control(str(path), family):
+        return found
     raise UserError(
-        f"control {path}: no such file; expected a file, the folder of a run or the name of a packaged control "
-        f"({', '.join(packaged) or 'there are none'})"
+        f"control {path}: no such file; expected a file, the folder of a run, a diffusers folder or the name of a "
+        f"packaged control ({', '.join(packaged) or 'there are none'})"
     )
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[safe_open]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except SafetensorError as error:
-        raise UserError(
-            f"{path}: cannot be read as safetensors ({error}); it is another kind of file or was cut off; expected a "
-            f"run's {NAME_IN_RUN}"
-        ) from error
+def _with_rgb_hints(state: Mapping[str, Tensor], metadata: ControlMetadata) -> dict[str, Tensor]:
+    """The control's weights such that it takes RGB hints: to flip its first convolution is to flip what that sees."""
+    if metadata.channel_order == "RGB":
+        return dict(state)
+    return {**state, HINT_WEIGHT: state[HINT_WEIGHT].flip(1)}

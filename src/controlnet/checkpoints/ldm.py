@@ -45,6 +45,7 @@ class Part:
     modules: Callable[[Collection[str]], Names]
     inside: Mapping[str, Mapping[str, str]]  # by kind of module, as in `resnets.0`
     as_1x1_convolutions: Collection[str] = ()  # linear layers of ours whose matrices the original keeps as kernels
+    transposed: Collection[str] = ()  # matrices of ours that the original multiplies from the other side
 
 
 def names(part: Part, ours: Collection[str]) -> Names:
@@ -69,7 +70,8 @@ def from_ldm(part: Part, tensors: Mapping[str, Tensor], model: nn.Module) -> dic
     check_fit(f"the checkpoint's {part.prefix}*", found, to_ldm(part, model))
     state = model.state_dict()
     return {
-        ours: found[part.prefix + original].reshape(state[ours].shape) for ours, original in names(part, state).items()
+        ours: _as_ours(part, ours, found[part.prefix + original], state[ours])
+        for ours, original in names(part, state).items()
     }
 
 
@@ -85,9 +87,9 @@ def _unet_modules(ours: Collection[str]) -> Names:
 
 def _encoder_modules(ours: Collection[str], prefix: str = "") -> Names:
     """The original numbers all of a U-Net's first half through: `input_blocks.0` is the first convolution."""
-    layers = _count(ours, f"{prefix}down_blocks.0.resnets.")
+    layers = count(ours, f"{prefix}down_blocks.0.resnets.")
     modules = {"conv_in": "input_blocks.0.0", **MIDDLE}
-    for level in range(_count(ours, f"{prefix}down_blocks.")):
+    for level in range(count(ours, f"{prefix}down_blocks.")):
         first = 1 + level * (layers + 1)
         for layer in range(layers):
             modules[f"down_blocks.{level}.resnets.{layer}"] = f"input_blocks.{first + layer}.0"
@@ -98,13 +100,13 @@ def _encoder_modules(ours: Collection[str], prefix: str = "") -> Names:
 
 def _decoder_modules(ours: Collection[str]) -> Names:
     """An upsampler comes last in the last block of its level: after the attention if there is one."""
-    layers = _count(ours, "up_blocks.0.resnets.")
+    layers = count(ours, "up_blocks.0.resnets.")
     modules = {}
-    for level in range(_count(ours, "up_blocks.")):
+    for level in range(count(ours, "up_blocks.")):
         for layer in range(layers):
             modules[f"up_blocks.{level}.resnets.{layer}"] = f"output_blocks.{level * layers + layer}.0"
             modules[f"up_blocks.{level}.attentions.{layer}"] = f"output_blocks.{level * layers + layer}.1"
-        place = 2 if _count(ours, f"up_blocks.{level}.attentions.") else 1
+        place = 2 if count(ours, f"up_blocks.{level}.attentions.") else 1
         modules[f"up_blocks.{level}.upsamplers.0.conv"] = f"output_blocks.{(level + 1) * layers - 1}.{place}.conv"
     return modules
 
@@ -114,14 +116,14 @@ def _control_modules(ours: Collection[str]) -> Names:
         **{f"encoder.embed_time.{mine}": original for mine, original in TIME_EMBEDDING.items()},
         **{f"encoder.{mine}": original for mine, original in _encoder_modules(ours, "encoder.").items()},
         "hint_encoder": "input_hint_block",
-        **{f"zero_convs.{skip}": f"zero_convs.{skip}.0" for skip in range(_count(ours, "zero_convs."))},
+        **{f"zero_convs.{skip}": f"zero_convs.{skip}.0" for skip in range(count(ours, "zero_convs."))},
         "zero_conv_middle": "middle_block_out.0",
     }
 
 
 def _vae_modules(ours: Collection[str]) -> Names:
     """The original counts levels from the picture on both sides, we in the order in which they act."""
-    levels = _count(ours, "encoder.down_blocks.")
+    levels = count(ours, "encoder.down_blocks.")
     modules = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
     for side in ("encoder", "decoder"):
         modules |= {
@@ -134,9 +136,9 @@ def _vae_modules(ours: Collection[str]) -> Names:
         }
     for level in range(levels):
         up = levels - 1 - level
-        for layer in range(_count(ours, "encoder.down_blocks.0.resnets.")):
+        for layer in range(count(ours, "encoder.down_blocks.0.resnets.")):
             modules[f"encoder.down_blocks.{level}.resnets.{layer}"] = f"encoder.down.{level}.block.{layer}"
-        for layer in range(_count(ours, "decoder.up_blocks.0.resnets.")):
+        for layer in range(count(ours, "decoder.up_blocks.0.resnets.")):
             modules[f"decoder.up_blocks.{level}.resnets.{layer}"] = f"decoder.up.{up}.block.{layer}"
         modules[f"encoder.down_blocks.{level}.downsamplers.0.conv"] = f"encoder.down.{level}.downsample.conv"
         modules[f"decoder.up_blocks.{level}.upsamplers.0.conv"] = f"decoder.up.{up}.upsample.conv"
@@ -154,7 +156,12 @@ VAE = Part(
 
 
 def _original(name: str, modules: Names, inside: Mapping[str, Mapping[str, str]]) -> str:
-    """`down_blocks.0.resnets.1.conv1.weight` -> module `down_blocks.0.resnets.1`, layer `conv1`, tensor `weight`."""
+    """`down_blocks.0.resnets.1.conv1.weight` -> module `down_blocks.0.resnets.1`, layer `conv1`, tensor `weight`.
+
+    A tensor that the original calls otherwise than `weight` stands in the table itself.
+    """
+    if name in modules:
+        return modules[name]
     module = name
     while module not in modules:
         if not module:
@@ -166,10 +173,15 @@ def _original(name: str, modules: Names, inside: Mapping[str, Mapping[str, str]]
 
 
 def _as_original(part: Part, name: str, tensor: Tensor) -> Tensor:
-    is_kernel = part.as_1x1_convolutions and name.endswith(tuple(part.as_1x1_convolutions))
-    return tensor[:, :, None, None] if is_kernel else tensor
+    if name.endswith(tuple(part.as_1x1_convolutions)):
+        return tensor[:, :, None, None]
+    return tensor.T if name in part.transposed else tensor
 
 
-def _count(ours: Collection[str], prefix: str) -> int:
+def _as_ours(part: Part, name: str, tensor: Tensor, wanted: Tensor) -> Tensor:
+    return tensor.T if name in part.transposed else tensor.reshape(wanted.shape)
+
+
+def count(ours: Collection[str], prefix: str) -> int:
     """How many different numbers follow `prefix`."""
     return len({name.removeprefix(prefix).partition(".")[0] for name in ours if name.startswith(prefix)})

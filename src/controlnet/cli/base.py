@@ -21,7 +21,7 @@ class Train:
     """Folder to write the base to, in diffusers layout; OUT/work keeps what a resume needs."""
     seed: int = 0
     """Of the weights, the pictures and the noise."""
-    last_steps: int = 10_000
+    last_steps: int = 8_500
     """Steps of the last and longest stage, in which the outlines of the shapes become clean."""
     compile: bool = False
     """Compile the U-Net's steps: a third faster after four minutes of compilation; needs a C++ compiler."""

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""What several commands share: options, words."""
 
 from dataclasses import dataclass
 
@@ -13,3 +13,12 @@ class Compute:
     """Where to compute; auto takes CUDA, else MPS, else the CPU."""
     dtype: DType = "auto"
     """Precision of the weights; auto is float32 on a CPU and half precision where the device is made for it."""
+
+
+def size(count: float) -> str:
+    """Of a number of bytes, for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"

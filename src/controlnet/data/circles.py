@@ -8,25 +8,23 @@ interruption, or to have more pairs, run the command again.
 """
 
 import json
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import chain
+from operator import methodcaller
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from controlnet.atomic import write_atomically
+from controlnet.atomic import write_atomically, write_quickly
 from controlnet.data.order import CIRCLE, keyed
 from controlnet.data.shapes import Scene, draw_scene, render
+from controlnet.data.workers import cores, in_processes
 from controlnet.errors import UserError
+from controlnet.images import is_whole_png
 
 VERSION = 1  # raise it when the same seed draws other pairs
 SETTINGS = "circles.json"
@@ -40,7 +38,6 @@ PNG_OPTIONS = (
     cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP,
     cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE,
 )  # fmt: skip
-PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk of a whole PNG
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,7 @@ def _begin(out: Path, settings: Settings) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))
     for folder in (out / "source", out / "target"):
         folder.mkdir(exist_ok=True)
-        for leftover in folder.glob(".*.tmp"):
+        for leftover in folder.glob(".*.tmp*"):
             leftover.unlink()
 
 
@@ -141,36 +138,8 @@ def _draw_all(out: Path, settings: Settings, processes: int | None) -> Iterator[
     """The prompts, chunk by chunk and in order, each once its pairs are on disk."""
     chunks = [range(start, min(start + CHUNK, settings.count)) for start in range(0, settings.count, CHUNK)]
     draw = partial(_draw_chunk, out, settings.seed, settings.size)
-    processes = processes or min(_cores(), 1 + settings.count // WORTH_A_PROCESS)
-    if processes == 1:
-        yield from map(draw, chunks)
-        return
-    # spawned, not forked: the caller may have started threads, as torch does
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin_worker) as pool:
-        try:
-            yield from pool.map(draw, chunks)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _begin_worker() -> None:
-    """Ctrl-C reaches the whole group: the parent stops, its workers finish the chunk; without a parent they leave."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def leave_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
+    processes = processes or min(cores(), 1 + settings.count // WORTH_A_PROCESS)
+    yield from (prompts for _, prompts in in_processes(draw, chunks, processes))
 
 
 def _draw_chunk(out: Path, seed: int, size: int, numbers: range) -> list[str]:
@@ -181,36 +150,16 @@ def _draw_pair(out: Path, seed: int, size: int, number: int) -> str:
     """Write the two pictures of a pair where they are missing; its prompt."""
     scene, thickness = draw_circle(seed, number)
     source, target = out / "source" / f"{number}.png", out / "target" / f"{number}.png"
-    if not _is_whole(source):
+    if not is_whole_png(source):
         _write_png(ring(scene, size, thickness), source)
-    if not _is_whole(target):
+    if not is_whole_png(target):
         _write_png(render(scene, size), target)
     return scene.caption
 
 
-def _is_whole(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            file.seek(-len(PNG_END), os.SEEK_END)
-            return file.read() == PNG_END
-    except OSError:  # missing, or shorter than that
-        return False
-
-
 def _write_png(rgb: NDArray[np.uint8], path: Path) -> None:
-    """As `images.encode_png`, but without the fsync: a hundred thousand would take longer than the drawing."""
     encoded = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), PNG_OPTIONS)[1]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(encoded.tobytes())
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {os.strerror(error.errno or 0).lower()}; what is drawn so far is kept; "
-            "make room or choose another folder, then run the same command again"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_quickly(path, methodcaller("write_bytes", encoded.tobytes()))
 
 
 def _with_progress(chunks: Iterator[list[str]], total: int) -> Iterator[list[str]]:

@@ -1,53 +1,56 @@
-"""Prompts and units -> pictures: checks first, then per batch contexts, hint features once, the loop, the VAE.
+"""Prompts and units -> pictures: checks first, then hints, and per batch contexts, the loop, the VAE.
 
 Shapes: n pictures of a call, b pictures of a batch, c channels, h w latent size, H W picture size.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from itertools import groupby
-from operator import add
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from controlnet.base import Base, tokenize
-from controlnet.control import ControlNet, Features, Prompt, predict
-from controlnet.errors import UserError
-from controlnet.generation.guidance import Predict, guided
-from controlnet.generation.sampling import OnStep, initial_noise, make_scheduler, sample
+from controlnet.generation.batch import sample_batch
+from controlnet.generation.checks import check
+from controlnet.generation.pictures import Picture, Size, to_pictures
+from controlnet.generation.preview import denoised, preview
+from controlnet.generation.prompts import plain
+from controlnet.generation.request import Request
+from controlnet.generation.result import Result, Stopwatch
+from controlnet.generation.sampling import OnStep
+from controlnet.generation.settings import Settings
+from controlnet.generation.steps import WHOLE, OverSteps
 from controlnet.generation.unit import Unit
-from controlnet.images import to_uint8
-
-# (steps done, steps in all) of a call, over all its batches; what it raises ends the call
-Progress = Callable[[int, int], None]
+from controlnet.generation.voices import Voice
+from controlnet.images import Rgb, to_uint8
 
 BATCH_SIZE = 4  # SD 1.5 at 512 with guidance and a control then fits in 8 GB in half precision
-SEEDS = range(2**63)  # what torch.Generator takes, without the negative ones
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How pictures are sampled, whatever they show."""
-
-    steps: int = 20
-    guidance_scale: float = 9.0
-    scheduler: str = "ddim"
-    negative_prompt: str = ""
-    clip_skip: int = 1
-
-    @property
-    def heard_negative(self) -> str:
-        """The negative prompt, which nobody hears without guidance."""
-        return self.negative_prompt if self.guidance_scale != 1.0 else ""
-
-
 DEFAULT = Settings()
+
+# (steps done, steps in all) of a call, over all its batches; what it raises ends the call, and nothing is left of it
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What is told after every step."""
+
+    done: int
+    """Steps done, over all batches of the call."""
+    total: int
+    pictures: Sequence[int]
+    """The numbers of the call's pictures that are being made."""
+    _preview: Callable[[], Rgb]
+
+    def preview(self) -> Rgb:
+        """What the step believes that they will be, (b, h, w, 3) uint8, one pixel for each cell of the latent."""
+        return self._preview()
+
+
+Watch = Callable[[Report], None]  # what it raises ends the call, and nothing is left of it
 
 
 def generate(
@@ -56,38 +59,58 @@ def generate(
     units: Sequence[Unit] = (),
     *,
     steps: int = DEFAULT.steps,
-    guidance_scale: float = DEFAULT.guidance_scale,
-    seed: int = 0,
+    guidance_scale: OverSteps = DEFAULT.guidance_scale,
+    seed: int | Sequence[int] = 0,
     count: int = 1,
     scheduler: str = DEFAULT.scheduler,
     negative_prompt: str = DEFAULT.negative_prompt,
+    added_prompt: str = DEFAULT.added_prompt,
+    prompt_weights: bool = DEFAULT.prompt_weights,
     clip_skip: int = DEFAULT.clip_skip,
+    guidance_interval: tuple[float, float] = WHOLE,
+    eta: float = DEFAULT.eta,
+    timesteps: Sequence[int] | None = None,
+    image: Picture | Sequence[Picture] | None = None,
+    mask: Picture | None = None,
+    image_strength: float = DEFAULT.image_strength,
     size: tuple[int, int] | None = None,
     batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
-) -> list[Image.Image]:
-    """`count` pictures for each prompt; picture i of the call has seed `seed + i`, alone or in any batch.
+    watch: Watch | None = None,
+) -> Result:
+    """`count` pictures for each prompt; picture i of the call has seed `seed + i`, or `seed[i]`, alone or in any batch.
 
-    `size` is (width, height); by default that of the hints, or what the base was made for. UserError, before any work
-    and for all problems at once, if something does not fit.
+    From `image`, if given, instead of noise alone, and where it has a `mask`, only there. `size` is (width, height);
+    by default that of the hints, for an image near what the base was made for. The options are told in `Settings` and
+    `Unit`. UserError, before any work and for all problems at once, if something does not fit.
     """
-    prompts = [prompt] if isinstance(prompt, str) else prompt
-    wanted = [text for text in prompts for _ in range(count)]
-    settings = Settings(steps, guidance_scale, scheduler, negative_prompt, clip_skip)
-    seeds = range(seed, seed + len(wanted))
+    prompts = [text for text in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(count)]
+    seeds = range(seed, seed + len(prompts)) if isinstance(seed, int) else seed
+    settings = Settings(
+        steps,
+        guidance_scale,
+        scheduler,
+        negative_prompt,
+        clip_skip,
+        added_prompt,
+        prompt_weights,
+        guidance_interval,
+        eta,
+        None if timesteps is None else tuple(timesteps),
+        image_strength,
+    )
     size_hw = (size[1], size[0]) if size else None
-    pixels_nhwc = generate_pixels(base, wanted, seeds, units, settings, size_hw, batch_size, progress)
-    return [Image.fromarray(rgb) for rgb in pixels_nhwc]
+    request = Request(base, prompts, seeds, units, settings, size_hw, image, mask, batch_size)
+    return carry_out(request, progress, watch)
 
 
-@torch.inference_mode()
 def generate_pixels(
     base: Base,
     prompts: Sequence[str],
     seeds: Sequence[int],
     units: Sequence[Unit] = (),
     settings: Settings = DEFAULT,
-    size_hw: tuple[int, int] | None = None,
+    size_hw: Size | None = None,
     batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
 ) -> NDArray[np.uint8]:
@@ -95,172 +118,63 @@ def generate_pixels(
 
     UserError, before any work and for all problems at once, if something does not fit.
     """
-    height, width = size_hw or _default_size(base, units)
-    _check(base, prompts, seeds, units, settings, (height, width), batch_size)
-    active = [unit for unit in units if unit.strength != 0]
-    batches = list(_batches(base, prompts, settings.heard_negative, batch_size))
-    pictures = []
-    for index, batch in enumerate(batches):
-        latent_bchw = generate_latents(
-            base,
-            [prompts[i] for i in batch],
-            [seeds[i] for i in batch],
-            [unit.of(batch) for unit in active],
-            settings,
-            (height, width),
-            on_step=_steps_of_all(progress, index * settings.steps, len(batches) * settings.steps),
-        )
-        pictures.append(to_uint8(base.decode_latents(latent_bchw)))
-    return np.concatenate(pictures)
+    request = Request(base, prompts, seeds, units, settings, size_hw, None, None, batch_size)
+    return carry_out(request, progress).pixels_nhwc
 
 
 @torch.inference_mode()
-def generate_latents(
-    base: Base,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    units: Sequence[Unit],
-    settings: Settings,
-    size_hw: tuple[int, int],
-    on_step: OnStep | None = None,
-) -> Tensor:
-    """One batch of what `generate_pixels` has checked, undecoded: (b, c, h, w) float32."""
-    height, width = size_hw
-    heard = base.encode_prompts([settings.heard_negative, *prompts], settings.clip_skip, size_hw)
-    negative, positive = heard[:1].expand(len(prompts)), heard[1:]
-    latent_chw = (base.unet.config.in_channels, height // base.factor, width // base.factor)
-    noise_bchw = initial_noise(seeds, latent_chw).to(base.device)
-    denoise = guided(controlled(base, units), negative, positive, settings.guidance_scale)
-    scheduler = make_scheduler(settings.scheduler, base.scheduler_config)
-    return sample(denoise, scheduler, noise_bchw, settings.steps, on_step)
+def carry_out(request: Request, progress: Progress | None = None, watch: Watch | None = None) -> Result:
+    """Checks the request, then makes its pictures, batch by batch."""
+    check(request)
+    base, clock = request.base, Stopwatch()
+    with clock("hints"):
+        acting = [unit for unit in request.units if any(unit.strengths(request.step_count))]
+        voices = [Voice.of_unit(unit, request.size, request.step_count) for unit in acting]
+    canvas = request.canvas()
+    batches = list(_batches(request))
+    pictures = []
+    for number, batch in enumerate(batches):
+        on_step = _told(request, batch, number, len(batches), progress, watch)
+        own_canvas = canvas and canvas.of(batch)
+        latent_bchw = sample_batch(request, batch, [voice.of(batch) for voice in voices], own_canvas, clock, on_step)
+        with clock("decoding"):
+            pixels_bchw = base.decode_latents(latent_bchw)
+            pictures.append(to_uint8(own_canvas.finish(pixels_bchw) if own_canvas else pixels_bchw))
+    hints = [to_pictures(voice.pixels_nchw) for voice in voices]
+    return Result(np.concatenate(pictures), request.prompts, request.seeds, hints, request.settings, clock.seconds)
 
 
-def controlled(base: Base, units: Sequence[Unit]) -> Predict:
-    """The base's prediction under the sum of the units; hint features are computed here, once."""
-    voices = [_voice(unit, base.dtype) for unit in units]
-
-    def prediction(latent_bchw: Tensor, timestep: Tensor, prompt: Prompt) -> Tensor:
-        timestep_b = timestep.to(latent_bchw.device).expand(len(latent_bchw))
-        control = reduce(add, [voice(latent_bchw, timestep_b, prompt) for voice in voices]) if voices else None
-        latent = latent_bchw.to(base.dtype)
-        return predict(base.encoder, base.decoder, latent, timestep_b, prompt, control).float()
-
-    return prediction
-
-
-def _voice(unit: Unit, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Prompt], Features]:
-    """What the unit says, in `dtype`; the control itself computes in its own precision."""
-    parameter = next(unit.control.parameters())
-    device, own = parameter.device, parameter.dtype
-    hint_bchw = unit.control.encode_hint(unit.pixels.to(device, own))
-
-    def say(latent_bchw: Tensor, timestep_b: Tensor, prompt: Prompt) -> Features:
-        sides = len(latent_bchw) // len(hint_bchw)  # of guidance, or pictures that share a hint
-        hint_features_bchw = hint_bchw.repeat(sides, 1, 1, 1)
-        said = unit.control(latent_bchw.to(own), timestep_b, prompt.to(device, own), hint_features_bchw)
-        scaled = said.scaled([unit.strength] * (len(said.skips) + 1))
-        return Features(tuple(skip.to(dtype) for skip in scaled.skips), scaled.middle.to(dtype))
-
-    return say
-
-
-def _batches(base: Base, prompts: Sequence[str], negative: str, size: int) -> Iterator[list[int]]:
+def _batches(request: Request) -> Iterator[list[int]]:
     """Neighbours whose prompts have equally many chunks: another's long prompt must not change a picture."""
+    read = plain if request.settings.prompt_weights else str
 
-    def chunks(index: int) -> int:
-        return tokenize(base.tokenizers[0], [negative, prompts[index]]).shape[1]
+    def chunks(picture: int) -> int:
+        texts = [request.negative, request.settings.positive(request.prompts[picture])]
+        return tokenize(request.base.tokenizers[0], [read(text) for text in texts]).shape[1]
 
-    for _, run in groupby(range(len(prompts)), key=chunks):
+    for _, run in groupby(range(len(request.prompts)), key=chunks):
         together = list(run)
-        yield from (together[start : start + size] for start in range(0, len(together), size))
+        yield from (
+            together[start : start + request.batch_size] for start in range(0, len(together), request.batch_size)
+        )
 
 
-def _steps_of_all(progress: Progress | None, before: int, total: int) -> OnStep | None:
-    return None if progress is None else lambda done, _: progress(before + done, total)
+def _told(
+    request: Request, batch: Sequence[int], number: int, batches: int, progress: Progress | None, watch: Watch | None
+) -> OnStep | None:
+    """What tells `progress` and `watch` of the steps of batch `number`."""
+    if progress is None and watch is None:
+        return None
+    timesteps = request.walk()[1]
+    before, total = number * len(timesteps), batches * len(timesteps)
 
+    def on_step(done: int, input_bchw: Tensor, prediction_bchw: Tensor) -> None:
+        def look() -> Rgb:
+            return preview(request.base, denoised(request.base, input_bchw, prediction_bchw, timesteps[done - 1]))
 
-def _default_size(base: Base, units: Sequence[Unit]) -> tuple[int, int]:
-    """That of the first hint that can be read (`_check` tells of the others), or the base's own."""
-    for unit in units:
-        if not _complaint(lambda unit=unit: unit.pixels):  # type: ignore[misc]
-            height, width = unit.pixels.shape[2:]
-            return height, width
-    return base.resolution, base.resolution
+        if progress is not None:
+            progress(before + done, total)
+        if watch is not None:
+            watch(Report(before + done, total, batch, look))
 
-
-def _check(
-    base: Base,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    units: Sequence[Unit],
-    settings: Settings,
-    size_hw: tuple[int, int],
-    batch_size: int,
-) -> None:
-    """UserError with every problem of the request."""
-    height, width = size_hw
-    most_steps = len(base.schedule.alphas_cumprod) - 1
-    problems = [
-        *_unless(len(prompts) >= 1, "no picture is asked for; expected a prompt and a count of at least 1"),
-        *_unless(len(seeds) == len(prompts), f"{len(seeds)} seeds for {len(prompts)} prompts; expected one each"),
-        *_unless(all(seed in SEEDS for seed in seeds), "a seed out of range; expected 0 to 2^63 - 1"),
-        *_unless(1 <= settings.steps <= most_steps, f"{settings.steps} steps; expected 1 to {most_steps}"),
-        *_unless(math.isfinite(settings.guidance_scale), f"guidance scale {settings.guidance_scale}; expected finite"),
-        *_unless(batch_size >= 1, f"batch size {batch_size}; expected at least 1"),
-        *_unless(
-            min(size_hw) > 0 and height % base.factor == 0 and width % base.factor == 0,
-            f"a picture of {width}x{height}; expected sides that are multiples of {base.factor}",
-        ),
-        *_complaint(lambda: make_scheduler(settings.scheduler, base.scheduler_config)),
-        *_complaint(lambda: base.check_clip_skip(settings.clip_skip)),
-    ]
-    for number, unit in enumerate(units, start=1):
-        problems += [f"unit {number}: {it}" for it in _unit_problems(base, unit, len(prompts), size_hw)]
-    if problems:
-        raise UserError("\n".join(problems))
-
-
-def _unit_problems(base: Base, unit: Unit, count: int, size_hw: tuple[int, int]) -> list[str]:
-    problems = [
-        *_unless(math.isfinite(unit.strength), f"strength {unit.strength}; expected finite"),
-        *_misfit(unit.control, base),
-    ]
-    unreadable = _complaint(lambda: unit.pixels)
-    if unreadable:
-        return problems + unreadable
-    hints, _, height, width = unit.pixels.shape
-    return [
-        *problems,
-        *_unless(hints in (1, count), f"{hints} hints for {count} pictures; expected one for all or one each"),
-        *_unless(
-            (height, width) == size_hw,
-            f"a hint of {width}x{height} for a picture of {size_hw[1]}x{size_hw[0]}; resize the hint to the picture",
-        ),
-    ]
-
-
-def _misfit(control: ControlNet, base: Base) -> list[str]:
-    """Why this control cannot speak to this base: it is a copy of another encoder, or elsewhere."""
-    mine = {name: tuple(tensor.shape) for name, tensor in control.encoder.state_dict().items()}
-    theirs = {name: tuple(tensor.shape) for name, tensor in base.encoder.state_dict().items()}
-    different = [name for name in {**theirs, **mine} if mine.get(name) != theirs.get(name)]
-    if different:
-        name = different[0]
-        return [
-            f"its control was made for another kind of base: {name} is {mine.get(name, 'absent')}, this {base.family} "
-            f"base ({base.source}) has {theirs.get(name, 'none')}; use the base that the control was trained on"
-        ]
-    device = next(control.parameters()).device
-    return _unless(device == base.device, f"its control is on {device}, the base on {base.device}; move one of them")
-
-
-def _unless(fine: bool, problem: str) -> list[str]:
-    return [] if fine else [problem]
-
-
-def _complaint(attempt: Callable[[], object]) -> list[str]:
-    try:
-        attempt()
-    except UserError as error:
-        return [str(error)]
-    return []
+    return on_step

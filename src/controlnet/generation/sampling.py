@@ -1,51 +1,56 @@
 """From noise to a latent: the whole loop.
 
 What the loop calls for the prediction, base or base under control, guided or not, is a function; how a prediction
-takes the latent one step on is diffusers' scheduler.
+takes the latent one step on is diffusers' scheduler (schedulers.py).
 
 Shapes: b batch, c channels, h w latent size.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
-from controlnet.errors import UserError
-
-# (latent (b, c, h, w) float32, timestep ()) -> prediction of noise or velocity, like the latent
-Denoise = Callable[[Tensor, Tensor], Tensor]
-# (steps done, latent): told after every step, for progress and previews; what it raises ends the loop
-OnStep = Callable[[int, Tensor], None]
-
-SCHEDULERS: dict[str, Any] = {
-    "ddim": DDIMScheduler,  # Song et al. 2021, arXiv:2010.02502
-    "unipc": UniPCMultistepScheduler,  # Zhao et al. 2023, arXiv:2302.04867
-}
+# (latent (b, c, h, w) float32, timestep () on its device, number of the step from 0) -> noise or velocity, like it
+Denoise = Callable[[Tensor, Tensor, int], Tensor]
+# (latent after a step, number of the step) -> the latent to go on with; inpainting keeps what is not painted
+Settle = Callable[[Tensor, int], Tensor]
+# (steps done, what was denoised last, its prediction): told after every step; what it raises ends the loop
+OnStep = Callable[[int, Tensor, Tensor], None]
 
 
-def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
-    """A fresh scheduler with the base's noise schedule; UserError for an unknown name."""
-    if name not in SCHEDULERS:
-        raise UserError(f"scheduler {name!r}; expected one of: {', '.join(SCHEDULERS)}")
-    # diffusers' DDIM clips to the range of pixels unless told not to; latents have no such range
-    return SCHEDULERS[name].from_config({"clip_sample": False, **config})
+def noise_sources(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One for each picture, on the CPU: a picture's noise is the same in any batch and on any device."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def draw_noise(generators: Sequence[torch.Generator], shape_chw: Sequence[int]) -> Tensor:
+    """(b, c, h, w) float32, one picture's from each generator."""
+    return torch.stack([torch.randn(tuple(shape_chw), generator=generator) for generator in generators])
 
 
 def initial_noise(seeds: Sequence[int], shape_chw: Sequence[int]) -> Tensor:
-    """One picture's noise per seed, (b, c, h, w) float32: the same in any batch and, made on the CPU, on any device."""
-    return torch.stack([torch.randn(tuple(shape_chw), generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    """The noise that each seed's picture begins with, (b, c, h, w) float32."""
+    return draw_noise(noise_sources(seeds), shape_chw)
 
 
-def sample(denoise: Denoise, scheduler: Any, noise_bchw: Tensor, steps: int, on_step: OnStep | None = None) -> Tensor:
-    """The latent (b, c, h, w) float32 that `steps` steps of the scheduler make of the noise."""
-    scheduler.set_timesteps(steps)  # timesteps stay on the CPU, where the scheduler's tables are: no wait for the GPU
-    latent_bchw = noise_bchw * scheduler.init_noise_sigma
-    for done, timestep in enumerate(scheduler.timesteps, start=1):
-        prediction_bchw = denoise(scheduler.scale_model_input(latent_bchw, timestep), timestep)
-        latent_bchw = scheduler.step(prediction_bchw, timestep, latent_bchw, return_dict=False)[0]
+def sample(
+    denoise: Denoise,
+    scheduler: Any,
+    timesteps: Tensor,
+    latent_bchw: Tensor,
+    settle: Settle | None = None,
+    on_step: OnStep | None = None,
+    **step_options: Any,
+) -> Tensor:
+    """The latent (b, c, h, w) float32 that the scheduler makes of the first one by walking the timesteps."""
+    for index, (timestep, there) in enumerate(zip(timesteps, timesteps.to(latent_bchw.device), strict=True)):
+        input_bchw = scheduler.scale_model_input(latent_bchw, timestep)
+        prediction_bchw = denoise(input_bchw, there, index)
+        latent_bchw = scheduler.step(prediction_bchw, timestep, latent_bchw, return_dict=False, **step_options)[0]
+        if settle is not None:
+            latent_bchw = settle(latent_bchw, index)
         if on_step is not None:
-            on_step(done, latent_bchw)
+            on_step(index + 1, input_bchw, prediction_bchw)
     return latent_bchw

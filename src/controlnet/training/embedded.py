@@ -215,7 +215,7 @@ EMPTY_PROMPTS = 0.1  # so that the base also knows pictures without words, for g
 COLOURS = Stage("diffusion", steps=6_800, stop=5_500, batch=32, learning_rate=1e-3, decay=0.4, ema=0.999, parts=2)
 SHAPES_TOO = Stage("shapes", steps=2_600, batch=32, learning_rate=6e-4, decay=0.6, ema=0.998, parts=2)
 OUTLINES = Stage("outlines", steps=12_500, stop=2_500, batch=32, learning_rate=8e-4, decay=0.7, ema=0.999, parts=2)
-LARGE = Stage("large", steps=10_000, batch=32, learning_rate=7e-4, decay=0.85, ema=0.999, parts=2)
+LARGE = Stage("large", steps=8_500, batch=32, learning_rate=7e-4, decay=7 / 8.5, ema=0.999, parts=2)
 # By stage: the most that one squared error of the noise counts, and the signal-to-noise ratio above which it fades.
 WEIGHTS = {"diffusion": (math.inf, math.inf), "shapes": (3.0, math.inf), "outlines": (6.0, 5.0), "large": (6.0, 5.0)}
 LARGE_SHARE = 0.85  # of the pictures of that stage
