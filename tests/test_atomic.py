@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from controlnet.atomic import write_atomically
+from controlnet.atomic import write_atomically, write_quickly
 from controlnet.errors import UserError
 
 BIG = torch.zeros(100_000)
@@ -75,8 +75,9 @@ def test_a_file_in_the_place_of_the_folder_is_a_user_error(tmp_path):
         write_atomically(tmp_path / "file" / "deeper", lambda temporary: temporary.touch())
 
 
+@pytest.mark.parametrize("put", [write_atomically, write_quickly])
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_an_error_of_the_writer_goes_through_and_leaves_the_previous_file_whole(tmp_path, error):
+def test_an_error_of_the_writer_goes_through_and_leaves_the_previous_file_whole(tmp_path, error, put):
     path = tmp_path / "checkpoint"
     path.write_text("previous")
 
@@ -85,7 +86,7 @@ def test_an_error_of_the_writer_goes_through_and_leaves_the_previous_file_whole(
         raise error
 
     with pytest.raises(error):
-        write_atomically(path, write)
+        put(path, write)
     assert path.read_text() == "previous"
     assert list(tmp_path.iterdir()) == [path]
 

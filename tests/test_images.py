@@ -1,5 +1,6 @@
 """The one decoder: what it reads, how it maps it to 8-bit RGB, what it refuses and what it then says."""
 
+import re
 import struct
 import zlib
 from contextlib import suppress
@@ -16,6 +17,7 @@ from PIL import Image, ImageCms
 from controlnet import images
 from controlnet.errors import UserError
 from controlnet.images import PictureError, decode
+from parity.annotators import original
 
 TOP_LEFT_RED = np.zeros((4, 6, 3), np.uint8)
 TOP_LEFT_RED[0, 0] = 255, 0, 0
@@ -111,6 +113,49 @@ def test_of_an_animation_the_first_frame_counts():
     for form in ("PNG", "WEBP"):
         content = as_bytes(frames[0], form, save_all=True, append_images=frames[1:], lossless=True)
         assert decode(content)[0, 0].tolist() == [255, 0, 0]
+
+
+def test_with_alpha_the_colours_stay_as_they_are_under_it():
+    image = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    assert images.decode_with_alpha(as_bytes(image))[0, 0].tolist() == [255, 0, 0, 0]
+    assert images.decode_with_alpha(as_bytes(Image.new("L", (4, 4), 7)))[0, 0].tolist() == [7, 7, 7, 255]
+
+
+def test_arrays_get_three_channels_as_in_the_original():
+    assert np.array_equal(images.three_channels(original("hwc3.rgba_in")), original("hwc3.out"))
+
+
+@given(arrays(np.uint8, (3, 5)))
+def test_grey_arrays_have_the_same_value_in_each_channel(grey):
+    for array in (grey, grey[..., None]):
+        assert np.array_equal(images.three_channels(array), np.dstack([grey] * 3))
+        assert np.array_equal(images.four_channels(array), np.dstack([grey] * 3 + [np.full_like(grey, 255)]))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 4), np.float32),
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros((1, 4, 4, 3), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros(4, np.uint8),
+    ],
+    ids=lambda array: f"{array.dtype} {array.shape}",
+)
+def test_arrays_that_are_no_pictures_are_user_errors_with_their_shape(array):
+    for channels in (images.three_channels, images.four_channels):
+        with pytest.raises(UserError, match=re.escape(f"{array.dtype} {array.shape}")):
+            channels(array)
+
+
+def test_a_png_is_whole_only_if_its_end_is_there(tmp_path):
+    path = tmp_path / "picture.png"
+    assert not images.is_whole_png(path)
+    images.encode_png(TOP_LEFT_RED, path)
+    assert images.is_whole_png(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert not images.is_whole_png(path)
 
 
 def test_the_size_is_read_without_the_pixels():
