@@ -18,14 +18,13 @@ from controlnet.generation.pipeline import generate
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny base, a run that trained a control for it, a ring to obey, and one of a size that has no latent."""
+    """A tiny base, a run that trained a control for it, and a ring to obey."""
     home = tmp_path_factory.mktemp("generate")
     base = open_base(tiny_folders.save_tiny_base(home / "base"), device="cpu")
     control = ControlNet.from_base(base.unet)
     tiny.randomised(control)
     save_control(home / "run" / "control.safetensors", control, ControlMetadata.of(base, control, "circle"))
-    for name, size in (("ring", (72, 64)), ("odd", (70, 64))):
-        Image.new("RGB", size, "white").save(home / f"{name}.png")
+    Image.new("RGB", (72, 64), "white").save(home / "ring.png")
     return home
 
 
@@ -84,11 +83,10 @@ def test_a_picture_carries_what_makes_it_again(home: Path, tmp_path: Path):
         (["--hint", "{home}/ring.png"], ["--hint is given without --control"]),
         (["--width", "64"], ["--width is given without --height"]),
         (["--count", "0", "--batch-size", "-1"], ["--count 0", "--batch-size -1"]),
-        (["--control", "{home}/base", "--hint", "no.png"], ["no control.safetensors in this folder", "no.png"]),
-        (["--control", "{home}/run", "--hint", "{home}/odd.png"], ["a picture of 70x64", "multiples of 8"]),
-        (["--control", "{home}/run", "--hint", "{home}/ring.png", "--width", "64", "--height", "64"], ["72x64"]),
-        (["--steps", "0", "--scheduler", "euler"], ["0 steps", "'euler'"]),
-        (["--base", "nowhere"], ["neither a folder that exists nor a hub id"]),
+        (["--control", "{home}/base", "--hint", "no.png"], ["in this folder", "no.png"]),
+        (["--width", "60", "--height", "64"], ["a picture of 60x64", "multiples of 8"]),
+        (["--steps", "0", "--scheduler", "plms"], ["0 steps", "'plms'"]),
+        (["--base", "nowhere"], ["nor a hub id"]),
     ],
 )
 def test_what_cannot_be_done_is_told_without_a_traceback(

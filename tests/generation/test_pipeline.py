@@ -8,14 +8,14 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, UniPCMultistepScheduler
 
-import tiny
 import tiny_folders
 from controlnet.base import Base, open_base
 from controlnet.control import ControlNet
-from controlnet.errors import UserError
-from controlnet.generation.pipeline import Settings, generate, generate_latents, generate_pixels
+from controlnet.generation.pipeline import generate, generate_pixels
 from controlnet.generation.sampling import initial_noise
+from controlnet.generation.settings import Settings
 from controlnet.generation.unit import Unit
+from tiny_generation import counted, grey_levels_apart, latents, loud, request
 
 SIDE = 64
 FAST = Settings(steps=4)
@@ -60,7 +60,7 @@ def hints() -> torch.Tensor:
 )
 def test_the_base_alone_gives_what_diffusers_gives(home: Path, name: str, scheduler: str, guidance_scale: float):
     settings = Settings(5, guidance_scale, scheduler, negative_prompt="bee")
-    ours = generate_latents(open_base(home / name, device="cpu"), ["red"], [3], [], settings, (SIDE, SIDE))
+    ours = latents(request(open_base(home / name, device="cpu"), [], settings, size_hw=(SIDE, SIDE)))
     theirs = peer(home / name, scheduler)(
         "red",
         negative_prompt="bee",
@@ -102,14 +102,14 @@ def test_a_unit_of_strength_zero_is_never_run(base: Base, hints: torch.Tensor):
     control = loud(base)
     calls = counted(control)
     generate_pixels(base, ["red"], [0], [Unit(control, hints[0], strength=0)], FAST)
-    assert calls == {"control": 0, "hint": 0}
+    assert calls == {"control": 0, "hint": 0, "pictures": 0}
 
 
 def test_hint_features_are_computed_once_for_all_steps_and_both_sides(base: Base, hints: torch.Tensor):
     control = loud(base)
     calls = counted(control)
     generate_pixels(base, ["red"] * 2, [0, 1], [Unit(control, hints[0])], FAST)
-    assert calls == {"control": 4, "hint": 1}
+    assert calls == {"control": 4, "hint": 1, "pictures": 16}
 
 
 def test_strength_matters_and_two_halves_are_one_whole(base: Base, control: ControlNet, hints: torch.Tensor):
@@ -238,81 +238,9 @@ def test_an_interruption_between_steps_ends_the_call(base: Base):
     assert not torch.is_inference_mode_enabled()
 
 
-def test_all_problems_of_a_request_are_told_at_once(base: Base, control: ControlNet, hints: torch.Tensor):
-    foreign = ControlNet.from_base(tiny.unet("sd2"))
-    units = [
-        Unit(control, hints[0]),
-        Unit(foreign, np.zeros((128, 128, 3), np.uint8), strength=float("nan")),
-        Unit(control, Path("no/such/ring.png")),
-        Unit(control, hints[:3]),
-    ]
-    with pytest.raises(UserError) as caught:
-        generate(base, "red", units, steps=0, scheduler="euler", seed=-1, clip_skip=9, batch_size=0, count=2)
-    told = str(caught.value)
-    for problem in (
-        "0 steps; expected 1 to 999",
-        "scheduler 'euler'; expected one of: ddim, unipc",
-        "seed out of range",
-        "clip skip 9; expected 1 to 3",
-        "batch size 0",
-        "unit 2: its control was made for another kind of base",
-        "unit 2: strength nan",
-        "unit 2: a hint of 128x128 for a picture of 64x64; resize the hint",
-        "unit 3: no/such/ring.png: no such file",
-        "unit 4: 3 hints for 2 pictures",
-    ):
-        assert problem in told
-    assert "unit 1" not in told
-
-
-def test_nothing_is_computed_before_the_request_is_checked(base: Base, hints: torch.Tensor):
-    control = loud(base)
-    calls = counted(control)
-    with pytest.raises(UserError, match="0 steps"):
-        generate(base, "red", [Unit(control, hints[0])], steps=0)
-    assert calls == {"control": 0, "hint": 0}
-
-
-@pytest.mark.parametrize("size", [(100, 128), (128, 0), (-8, 128)])
-def test_a_size_that_has_no_latent_is_refused(base: Base, size: tuple[int, int]):
-    with pytest.raises(UserError, match="expected sides that are multiples of 8"):
-        generate(base, "red", size=size)
-
-
-@pytest.mark.parametrize("request_", [{"count": 0}, {"prompt": []}])
-def test_asking_for_no_picture_is_refused(base: Base, request_: dict[str, Any]):
-    with pytest.raises(UserError, match="no picture is asked for"):
-        generate(base, **{"prompt": "red", **request_})
-
-
-def loud(base: Base) -> ControlNet:
-    """A control with random zero convolutions too, so that it has something to say."""
-    control = ControlNet.from_base(base.unet)
-    tiny.randomised(control)
-    return control
-
-
-def counted(control: ControlNet) -> dict[str, int]:
-    calls = {"control": 0, "hint": 0}
-
-    def count(name: str) -> Any:
-        def hook(*_: Any) -> None:
-            calls[name] += 1
-
-        return hook
-
-    control.register_forward_hook(count("control"))
-    control.hint_encoder.register_forward_hook(count("hint"))
-    return calls
-
-
 def peer(folder: Path, scheduler: str) -> Any:
     pipe = DiffusionPipeline.from_pretrained(folder, use_safetensors=True)
     pipe.set_progress_bar_config(disable=True)
     if scheduler == "unipc":
         pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)
     return pipe
-
-
-def grey_levels_apart(one: np.ndarray, other: np.ndarray) -> int:
-    return int(np.abs(one.astype(int) - other.astype(int)).max())

@@ -5,8 +5,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from controlnet.base import Base
 from controlnet.checkpoints import ldm
 from controlnet.control import Decoder, Encoder, Features, Prompt, predict
+from controlnet.generation.guidance import guided
+from controlnet.generation.sampling import sample
+from controlnet.generation.schedulers import make_scheduler, set_timesteps
+from controlnet.generation.unit import Unit
+from controlnet.generation.voices import Voice, controlled
 from parity.reference import FAMILIES, numbers, relative_error, shared_numbers, unet_and_control, vae
 from parity.weights import tensor
 
@@ -19,6 +25,13 @@ CONTROLS = {
     "eps.only_mid": Features.only_middle,
 }
 TOLERANCE = 1e-4
+STABLE_DIFFUSION = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
 
 both = pytest.mark.parametrize("name", FAMILIES)
 
@@ -111,3 +124,24 @@ def test_the_vae_is_the_originals():
     assert relative_error(distribution.logvar, expected["logvar"]) < TOLERANCE
     decoded = model.decode(expected["latent"] / 0.18215).sample
     assert relative_error(decoded, expected["decoded"]) < TOLERANCE
+
+
+@both
+@pytest.mark.parametrize("guess", [False, True], ids=["plain", "guess"])
+@pytest.mark.parametrize("steps", [5, 20, 30])
+@torch.inference_mode()
+def test_ddim_under_control_arrives_at_the_originals_latent(name, steps, guess):
+    expected = numbers(name, "ddim")
+    unet, control = unet_and_control(name)
+    parts = {"unet": unet, "vae": vae(name), "text_encoders": [], "tokenizers": []}
+    base = Base(**parts, scheduler_config=STABLE_DIFFUSION, family=FAMILIES[name], source=name)
+    mode = "guess" if guess else "balanced"
+    scheduler = make_scheduler("ddim", base.scheduler_config)
+    # the original takes 31 steps when asked for 30
+    timesteps = set_timesteps(scheduler, steps, expected["steps_30.timesteps"].tolist() if steps == 30 else None)
+    assert torch.equal(timesteps, expected[f"steps_{steps}.timesteps"])
+    voice = Voice.of_unit(Unit(control, expected["hint"], mode=mode), (128, 128), len(timesteps))
+    sides = Prompt(expected["uncond_context"]), Prompt(expected["context"])
+    denoise = guided(controlled(base, [voice]), *sides, [3.0 if guess else 9.0] * len(timesteps))
+    latent = sample(denoise, scheduler, timesteps, expected["x_T"])
+    assert relative_error(latent, expected[f"steps_{steps}.{mode if guess else 'plain'}.latent"]) < 1e-3

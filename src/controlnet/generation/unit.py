@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from controlnet.annotators.resolution import pixel_perfect
 from controlnet.control import ControlNet
 from controlnet.errors import UserError
 from controlnet.generation.pictures import (
@@ -33,6 +34,7 @@ Annotate = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]  # RGB (H, W, 3) -> 
 ModeName = Literal["balanced", "prompt", "control", "guess"]
 
 SOFTNESS = 0.825  # of the original's guess mode, 10^(-1/12): thirteen weights, log-even from 0.1 to 1
+CELL = 8  # pixels of a hint per cell of the latent, along each side: the hint encoder's
 LARGEST_DETECTION = 2048  # pixels along the shorter side
 
 
@@ -111,7 +113,7 @@ class Unit:
         An image is brought near the base's `resolution`, and so is a hint that has no latent.
         """
         size = size_of(self.given[0])
-        is_ready = self.image is None and self.resize != "original" and all(side % 8 == 0 for side in size)
+        is_ready = self.image is None and self.resize != "original" and all(side % CELL == 0 for side in size)
         return size if is_ready else original_size(size, resolution)
 
     def pixels(self, size: Size) -> Tensor:
@@ -152,14 +154,8 @@ class Unit:
         assert self.annotator is not None
         annotator, frame = self.annotator, size_of(image_chw)
         if getattr(annotator, "detect_resolution", None) == 0:
-            annotator = replace(annotator, detect_resolution=_pixel_perfect(frame, size, self.resize))  # type: ignore[type-var]
+            scale = pixel_perfect(frame[::-1], size[::-1], "fill" if self.resize == "fill" else "crop")
+            annotator = replace(annotator, detect_resolution=min(scale, LARGEST_DETECTION))  # type: ignore[type-var]
         hint_chw = read(annotator(to_pictures(image_chw[None])[0]), self.hint_channels)
         smooth = getattr(getattr(annotator, "meaning", None), "is_smooth", None)
         return fit(hint_chw, size, self.resize, smooth, frame)
-
-
-def _pixel_perfect(frame: Size, size: Size, how: Resize) -> int:
-    """The detect resolution at which one pixel of the hint is one of the picture; A1111's extension's rule."""
-    scales = [target / side for target, side in zip(size, frame, strict=True)]
-    scale = min(scales) if how == "fill" else max(scales)
-    return min(LARGEST_DETECTION, max(64, round(scale * min(frame))))
