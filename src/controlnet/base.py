@@ -24,6 +24,7 @@ from controlnet.checkpoints.contents import Prediction
 from controlnet.checkpoints.folder import find_base, load_base_folder
 from controlnet.checkpoints.models import resolve_base
 from controlnet.checkpoints.parts import BaseParts
+from controlnet.checkpoints.tokenizer import PROMPT_LENGTH
 from controlnet.control import Decoder, Encoder, Prompt
 from controlnet.devices import Device, DType, choose_device, choose_dtype
 from controlnet.errors import UserError
@@ -168,7 +169,7 @@ class Base(BaseParts):
 
 def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
     """Prompts -> token ids (b, k, 77): chunks of 75 between start and end, padded; k as the longest prompt needs."""
-    length = min(tokenizer.model_max_length, 77)  # CLIP's; some folders leave it unset, which means without end
+    length = min(tokenizer.model_max_length, PROMPT_LENGTH)  # some folders leave it unset, which means without end
     room = length - 2
     every = tokenizer(list(prompts), add_special_tokens=False, verbose=False).input_ids
     chunks = max(1, *(-(-len(ids) // room) for ids in every))

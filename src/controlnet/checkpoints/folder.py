@@ -53,6 +53,7 @@ RENAMED = {
 }
 # tensors that some folders hold and no model of ours has: numbers that are counted off, and CLIP's other half's scale
 PASSED_OVER = r"(^|\.)position_ids$|^logit_scale$"
+UNHEARD = r"^text_projection\.weight$"  # by `CLIPTextModel`, which ends before it
 NOTHING = [None, None]
 STABLE_DIFFUSION = {
     "_class_name": "StableDiffusionPipeline",
@@ -72,7 +73,6 @@ PIPELINES: dict[Family, dict[str, Any]] = {
     "sd2": STABLE_DIFFUSION,
     "sdxl": STABLE_DIFFUSION_XL,
 }
-UNHEARD = r"^text_projection\.weight$"  # by `CLIPTextModel`, which ends before it
 
 
 def find_base(source: str) -> Path:
@@ -209,6 +209,7 @@ def save_base_folder(parts: BaseParts, out: Path, dtype: torch.dtype | None = No
 
     `model_index.json`, without which no folder is a base, comes last. UserError if the disk is full.
     """
+    (out / "model_index.json").unlink(missing_ok=True)
     index: dict[str, Any] = {}
     for name, model in {"unet": parts.unet, "vae": parts.vae}.items():
         write_tensors(out / name / f"{STEMS[0]}.safetensors", model.state_dict(), {"format": "pt"}, dtype)
@@ -223,7 +224,7 @@ def save_base_folder(parts: BaseParts, out: Path, dtype: torch.dtype | None = No
     for name, tokenizer in zip(("tokenizer", "tokenizer_2"), parts.tokenizers, strict=False):
         save_tokenizer(tokenizer, out / name)
         index[name] = ["transformers", "CLIPTokenizer"]
-    index["scheduler"] = ["diffusers", parts.scheduler_config["_class_name"]]
+    index["scheduler"] = ["diffusers", parts.scheduler_config.get("_class_name", "DDIMScheduler")]
     version = {"_diffusers_version": diffusers.__version__}
     _write_json(out / "scheduler" / CONFIGS["scheduler"], {**parts.scheduler_config, **version})
     _write_json(out / "model_index.json", {**PIPELINES[parts.family], **version, **index})

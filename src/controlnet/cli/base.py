@@ -6,6 +6,7 @@ from pathlib import Path
 
 import tyro
 
+from controlnet.choices import BaseChoice
 from controlnet.cli.common import Compute
 from controlnet.devices import Device, choose_device
 
@@ -38,11 +39,9 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Evaluate(Compute):
+class Evaluate(BaseChoice, Compute):
     """Measure what a base of the small world knows from text alone: colours and shape of fresh prompts."""
 
-    base: str = "embedded"
-    """The base: "embedded", a folder in diffusers layout, or a hub id."""
     count: int = 500
     """How many fresh prompts."""
     steps: int = 20
@@ -59,11 +58,11 @@ class Evaluate(Compute):
 
         from controlnet.base import open_base
         from controlnet.evaluation.text_accuracy import text_accuracy
-        from controlnet.generation.pipeline import Settings
+        from controlnet.generation.settings import Settings
         from controlnet.images import encode_png, grid
 
         settings = Settings(self.steps, self.guidance_scale, self.scheduler)
-        base = open_base(self.base, self.device, self.dtype)
+        base = open_base(device=self.device, dtype=self.dtype, **self.how_to_open())
         with Progress(transient=True) as bar:
             task = bar.add_task("pictures from text", total=None)
             accuracy, shown = text_accuracy(

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from controlnet.choices import BaseChoice
 from controlnet.cli.common import Compute
 from controlnet.errors import UserError
 
@@ -12,15 +13,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Generate(Compute):
+class Generate(BaseChoice, Compute):
     """Pictures from a prompt, written as PNG files that carry their settings; prints the path of each."""
 
     prompt: str
     """What to show."""
     out: Path
     """Folder for the pictures; each is named by its seed, and none is ever overwritten."""
-    base: str = "embedded"
-    """The base: embedded, a folder in diffusers layout, or a hub id."""
     control: str | None = None
     """A trained control: its file, the folder of its training, or the name of a packaged one. Needs --hint."""
     hint: Path | None = None
@@ -59,7 +58,7 @@ class Generate(Compute):
         from controlnet.generation.pipeline import generate
         from controlnet.generation.unit import Unit
 
-        base = open_base(self.base, self.device, self.dtype)
+        base = open_base(device=self.device, dtype=self.dtype, **self.how_to_open())
         units = []
         if self.control is not None and self.hint is not None:
             control, _ = load_control(self.control, base)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from controlnet.choices import BaseChoice
 from controlnet.devices import Device, DType
 from controlnet.errors import UserError
 
@@ -22,15 +23,13 @@ FREE = ("out", "max_train_steps", "validation_steps", "checkpointing_steps", "de
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(BaseChoice):
     """One training of a ControlNet."""
 
     data: Path
     """Folder of the pairs: prompt.json with source (hint), target and prompt, as of `controlnet data circles`."""
     out: Path
     """Folder of the run. The same command run again goes on where it stopped."""
-    base: str = "embedded"
-    """The base to control: "embedded", a folder in diffusers layout, or a hub id."""
     condition: str = "auto"
     """Kind of the hints, stored in the control's metadata; auto finds rings ("circle") and else says "unknown"."""
     validation_data: Path | None = None

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from controlnet.atomic import write_atomically
+from controlnet.checkpoints.folder import save_base_folder
+from controlnet.checkpoints.parts import BaseParts
 from controlnet.data.colours import NAMES, RGB
 from controlnet.data.shapes import RADIUS, SHAPES, Scene, draw_scene, render
 from controlnet.devices import has_fast_bfloat16
@@ -330,22 +332,5 @@ def make_embedded_base(
     stages = (COLOURS, SHAPES_TOO, OUTLINES, replace(LARGE, steps=last_steps))
     unet = train_diffusion(work, stages, latents / deviation, scenes, tokenizer, text, seed, device, report, compiled)
     vae.register_to_config(scaling_factor=1 / deviation.item())
-    save_base(out, vae, text, tokenizer, unet)
-
-
-def save_base(
-    out: Path, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
-) -> None:
-    """A folder in diffusers layout, in float16."""
-    from diffusers import StableDiffusionPipeline  # here, for its import prints advice about torchvision
-
-    parts = {"vae": vae, "text_encoder": text, "unet": unet}
-    pipeline = StableDiffusionPipeline(
-        **{name: part.to("cpu", torch.float16) for name, part in parts.items()},
-        tokenizer=tokenizer,
-        scheduler=DDIMScheduler(**SCHEDULER),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(out, safe_serialization=True)
+    scheduler = {**DDIMScheduler(**SCHEDULER).config, "_class_name": "DDIMScheduler"}
+    save_base_folder(BaseParts(unet, vae, [text], [tokenizer], scheduler, "sd1"), out, torch.float16)

@@ -62,7 +62,7 @@ def train(config: TrainConfig, dataset: Dataset | None = None, base: Base | None
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     dataset = Pairs(config.data) if dataset is None else dataset
     if base is None:
-        base = open_base(config.base, config.device, fastest_dtype(config.dtype, config.device))
+        base = open_base(device=config.device, dtype=fastest_dtype(config.dtype, config.device), **config.how_to_open())
     content = fingerprint(dataset)
     _begin(config, base, content)
 
