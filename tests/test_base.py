@@ -215,6 +215,7 @@ def test_a_base_that_predicts_something_else_is_refused(folder: Path):
         ("./no/such/folder", "neither a file or folder that exists nor a hub id"),
         ("no/such/file.ckpt", "neither a file or folder that exists nor a hub id"),
         (str(Path(__file__).parent), "no model_index.json, found .*conftest.py"),
+        ("sd15", "stable-diffusion-v1-5: not in the cache .*hf download"),
         ("someone/some-base", "not in the cache .*HF_HUB_CACHE.*hf download someone/some-base"),
     ],
 )

@@ -5,6 +5,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def test_every_command_exists_with_its_options(page, capsys):
         name = command_name(words)
         options = {word.partition("=")[0] for word in words if word.startswith("--")}
         with suppress(SystemExit):
-            run([*name.split(), "--help"])
+            run([*takewhile(lambda word: not word.startswith("-"), words), "--help"])
         known = set(re.findall(r"--[\w-]+", capsys.readouterr().out))
         wrong += [" ".join(words)] if options - known or not (name or options) else []
     assert wrong == []

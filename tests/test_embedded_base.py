@@ -13,8 +13,9 @@ from controlnet.checkpoints.control_file import load_control
 from controlnet.data.circles import draw_circle, ring
 from controlnet.evaluation.fidelity import mean_fidelity
 from controlnet.evaluation.text_accuracy import text_accuracy
-from controlnet.generation.pipeline import Settings, generate_pixels
+from controlnet.generation.pipeline import generate_pixels
 from controlnet.generation.sampling import initial_noise
+from controlnet.generation.settings import Settings
 from controlnet.generation.unit import Unit
 
 ASSETS = Path(__file__).parent.parent / "src/controlnet/assets"

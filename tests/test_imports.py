@@ -26,7 +26,7 @@ LAYERS = (
     {"cli", "studio"},
 )
 # what every module may import -> the parts that it may import itself
-LEAVES: dict[str, set[str]] = {"errors": set(), "devices": {"errors"}, "atomic": {"errors"}}
+LEAVES: dict[str, set[str]] = {"errors": set(), "choices": set(), "devices": {"errors"}, "atomic": {"errors"}}
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 
 

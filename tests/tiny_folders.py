@@ -67,6 +67,8 @@ def make_true_parts(folder: Path, family: tiny.Family, prediction: Prediction = 
     shape: dict[str, Any] = {**tiny.SHAPES[family], "block_out_channels": tuple(64 * each for each in heads)}
     if family != "sd1":
         shape["attention_head_dim"] = heads
+    if family == "sd2":
+        shape["upcast_attention"] = True
     if family == "sdxl":
         shape["projection_class_embeddings_input_dim"] = 64 + 6 * tiny.SIZE_WIDTH
     text_width = 128 if family == "sdxl" else 64

@@ -15,7 +15,8 @@ from controlnet.base import Base
 from controlnet.data.colours import RGB
 from controlnet.data.shapes import CENTRE, RADIUS, SHAPES, Scene, draw_scene, mask
 from controlnet.evaluation.fidelity import Mask, Pixels, colour_errors, overlap, region
-from controlnet.generation.pipeline import Progress, Settings, generate_pixels
+from controlnet.generation.pipeline import Progress, generate_pixels
+from controlnet.generation.settings import Settings
 
 FRESH = 1_000_000  # stream of the prompts that are asked, far from those of any training
 SAME_COLOUR = 10.0  # CIEDE2000: another shade at most
