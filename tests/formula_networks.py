@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from controlnet.annotators.lineart_network import AnimeNetwork, LineartNetwork
-from controlnet.annotators.weights import WEIGHTS, sha256
+from controlnet.annotators.weights import WEIGHTS
+from controlnet.checkpoints.models import sha256
 from parity import weights
 from parity.annotators import original
 

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from controlnet.control import ControlNet, Decoder, Encoder, Features, HintEncoder, Prompt
     from controlnet.data.pairs import Pairs
     from controlnet.errors import UserError
+    from controlnet.generation.lora import load_lora
     from controlnet.generation.pipeline import generate
+    from controlnet.generation.result import Result
+    from controlnet.generation.settings import Settings
     from controlnet.generation.unit import Unit
     from controlnet.training.config import TrainConfig
     from controlnet.training.run import train
@@ -28,11 +31,14 @@ _HOME_OF = {
     "HintEncoder": "controlnet.control",
     "Pairs": "controlnet.data.pairs",
     "Prompt": "controlnet.control",
+    "Result": "controlnet.generation.result",
+    "Settings": "controlnet.generation.settings",
     "TrainConfig": "controlnet.training.config",
     "Unit": "controlnet.generation.unit",
     "UserError": "controlnet.errors",
     "generate": "controlnet.generation.pipeline",
     "load_control": "controlnet.checkpoints.control_file",
+    "load_lora": "controlnet.generation.lora",
     "open_base": "controlnet.base",
     "save_control": "controlnet.checkpoints.control_file",
     "train": "controlnet.training.run",
@@ -47,12 +53,15 @@ __all__ = [
     "HintEncoder",
     "Pairs",
     "Prompt",
+    "Result",
+    "Settings",
     "TrainConfig",
     "Unit",
     "UserError",
     "__version__",
     "generate",
     "load_control",
+    "load_lora",
     "open_base",
     "save_control",
     "train",

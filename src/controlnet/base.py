@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from controlnet.checkpoints.base_file import load_base_file
-from controlnet.checkpoints.contents import Prediction
 from controlnet.checkpoints.folder import find_base, load_base_folder
 from controlnet.checkpoints.models import resolve_base
 from controlnet.checkpoints.parts import BaseParts
 from controlnet.checkpoints.tokenizer import PROMPT_LENGTH
+from controlnet.choices import Prediction
 from controlnet.control import Decoder, Encoder, Prompt
 from controlnet.devices import Device, DType, choose_device, choose_dtype
 from controlnet.errors import UserError

@@ -13,7 +13,8 @@ from controlnet.annotators.hands import LEFT, RIGHT, Square, hand_joints, hand_s
 from controlnet.annotators.openpose_json import from_openpose_json
 from controlnet.annotators.people import PeopleAnnotator
 from controlnet.annotators.skeleton import BODY, HAND_POINTS, Keypoint, People, Person, draw
-from controlnet.annotators.weights import WEIGHTS, load_network, sha256
+from controlnet.annotators.weights import WEIGHTS, load_network
+from controlnet.checkpoints.models import sha256
 
 SIZE = (400, 300)
 

@@ -113,11 +113,14 @@ def test_a_file_read_and_written_again_is_bitwise_the_same(bases: dict[str, Path
 
 
 @families
-def test_a_narrow_folder_exported_read_and_saved_again_is_bitwise_the_same(family: tiny.Family, tmp_path: Path):
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_a_narrow_folder_exported_read_and_saved_again_is_bitwise_the_same(
+    family: tiny.Family, suffix: str, tmp_path: Path
+):
     """Heads, groups, sizes and tokenizers of these bases are told by no shape, so the file's header must tell them."""
     folder = tiny_folders.save_tiny_base(tmp_path / "base", family, "v_prediction")
     parts = load_base_folder(folder, None)
-    path = tmp_path / "base.safetensors"
+    path = tmp_path / f"base{suffix}"
     write_tensors(path, base_to_ldm(parts), base_metadata(parts))
     again = load_base_file(path, None)
     save_base_folder(again, tmp_path / "again")
@@ -351,11 +354,13 @@ def test_a_file_without_a_part_says_which(bases: dict[str, Path], tmp_path: Path
         load(bases["sd1"], tensors, tmp_path / "less.safetensors")
 
 
-def test_an_inpainting_base_is_refused_by_its_channels(bases: dict[str, Path], tmp_path: Path):
+def test_a_base_for_inpainting_loads_and_one_for_editing_is_refused(bases: dict[str, Path], tmp_path: Path):
     tensors = tensors_of(bases["sd1"])
     tensors[f"{UNET}input_blocks.0.0.weight"] = torch.zeros(64, 9, 3, 3)
-    with pytest.raises(UserError, match="takes 9 channels, expected the VAE's 4; inpainting"):
-        load(bases["sd1"], tensors, tmp_path / "inpainting.safetensors")
+    assert load(bases["sd1"], tensors, tmp_path / "inpainting.safetensors").unet.config.in_channels == 9
+    tensors[f"{UNET}input_blocks.0.0.weight"] = torch.zeros(64, 8, 3, 3)
+    with pytest.raises(UserError, match="takes 8 channels, expected the VAE's 4 or, for inpainting, 5 more"):
+        load(bases["sd1"], tensors, tmp_path / "editing.safetensors")
 
 
 def test_a_narrow_base_of_others_cannot_tell_its_heads(tmp_path: Path):

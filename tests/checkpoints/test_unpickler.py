@@ -100,6 +100,8 @@ def refusals() -> Iterator[tuple[str, bytes]]:
         for code in codes:
             for size in (2 ** (8 * width) - 1, 2 ** (8 * width - 1), 2 ** (8 * width) - 9, 100):
                 yield f"{size} bytes announced by {code:#x}", bytes([code]) + size.to_bytes(width, "little") + b"abc."
+    yield "17 MB of text", b"X" + struct.pack("<I", 17 * 2**20) + bytes(17 * 2**20) + b"."
+    yield "17 MB of bytes", b"B" + struct.pack("<I", 17 * 2**20) + bytes(17 * 2**20) + b"."
     yield "a frame beyond the end", b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"N."
     yield "a long integer in text", b"I" + b"9" * 10_000 + b"\n."
     yield "a long integer in bytes", b"\x8b" + struct.pack("<I", 100_000) + b"\x01" * 100_000 + b"."

@@ -4,7 +4,6 @@ A file is looked for in the folder of weights (`--weights-dir`), then in the hub
 pickles are read by the tensor-only reader, models of transformers from their folders; nothing of a file is executed.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -122,6 +121,8 @@ def find(name: str, weights_dir: Path | None = None) -> Path:
 
     In the user's own folder another file may be meant, trained or converted there: that it is another is said aloud.
     """
+    from controlnet.checkpoints.models import sha256
+
     weights = WEIGHTS[name]
     assert weights.file, f"{name} is a whole model: find_model"
     _say_terms(name)
@@ -214,11 +215,6 @@ def _reading(folder: Path, kind: Any) -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if is_shown:
             logging.enable_progress_bar()
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _in_folder(weights: Weights, folder: Path | None) -> Path | None:

@@ -10,13 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from controlnet.checkpoints.contents import FAMILIES, Family, Prediction
+from controlnet.checkpoints.contents import FAMILIES, HEADER, Family
 from controlnet.checkpoints.ldm import count
+from controlnet.choices import Prediction
 from controlnet.errors import UserError
 
 Config = dict[str, Any]
 
-HEADER, BASE = "controlnet", "base"  # of a safetensors file: JSON under HEADER, and in it `Told` under BASE
+BASE = "base"  # in the JSON under HEADER: `Told`
 # of a model's configuration, what its tensors' shapes do not tell, in the words of diffusers and transformers
 UNTOLD_OF_UNET = ("attention_head_dim", "norm_num_groups", "sample_size", "upcast_attention")
 UNTOLD_OF_VAE = (
@@ -47,10 +48,10 @@ class Told:
     """Of each, its files' contents by name; none where they are CLIP's own."""
 
     @classmethod
-    def by(cls, metadata: Mapping[str, str]) -> "Told":
-        """What a safetensors header says. UserError if it is damaged."""
+    def by(cls, header: Mapping[str, str]) -> "Told":
+        """What a file's header says. UserError if it is damaged."""
         try:
-            base = json.loads(metadata.get(HEADER, "{}")).get(BASE, {})
+            base = json.loads(header.get(HEADER, "{}")).get(BASE, {})
             return cls(
                 unet=_checked(_only(UNTOLD_OF_UNET, base.get("unet", {}))),
                 vae=_checked(_only(UNTOLD_OF_VAE, base.get("vae", {}))),

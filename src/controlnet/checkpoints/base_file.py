@@ -18,11 +18,12 @@ from transformers import CLIPTokenizer
 
 from controlnet.checkpoints import architecture, ldm, text_encoders
 from controlnet.checkpoints.architecture import InFile, Told
-from controlnet.checkpoints.contents import Contents, Family, Prediction, recognise, wrong_kind
+from controlnet.checkpoints.contents import Contents, Family, recognise, wrong_kind
 from controlnet.checkpoints.parts import BaseParts, filled, structure, vae_dtype
 from controlnet.checkpoints.tensor_file import TensorFile, open_tensors
 from controlnet.checkpoints.text_encoders import TEXT_ENCODERS, TextEncoder
 from controlnet.checkpoints.tokenizer import find_tokenizers, packed
+from controlnet.choices import Prediction
 from controlnet.errors import UserError
 
 SCHEDULE = (  # the buffers of Ho et al. 2020 that the original keeps, float32 (timesteps,)
@@ -94,7 +95,7 @@ def _load(
     heard = [text_encoders.heard(encoder, tensors) for encoder in encoders]
     if ema:
         tensors |= averaged(file.tensors)
-    told = Told.by(file.metadata)
+    told = Told.by(file.header)
     tokenizers = find_tokenizers(tokenizer, encoders, told.tokenizers)
     parts = _structures(contents.family, _said(prediction, contents), tensors, heard, tokenizers, told)
     if ZERO_SNR in file.tensors:

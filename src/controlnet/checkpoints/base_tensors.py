@@ -11,9 +11,9 @@ from torch import Tensor
 from controlnet.checkpoints import control_diffusers
 from controlnet.checkpoints.architecture import Told, scheduler_config
 from controlnet.checkpoints.base_file import averaged, base_metadata, base_to_ldm, schedule
-from controlnet.checkpoints.contents import PREFIXES, Family, recognise, wrong_kind
+from controlnet.checkpoints.contents import HEADER, PREFIXES, Family, recognise, wrong_kind
 from controlnet.checkpoints.control_formats import IN_FULL, Progress, our_names, to_names
-from controlnet.checkpoints.control_metadata import HEADER, ControlMetadata, architecture_of
+from controlnet.checkpoints.control_metadata import ControlMetadata, architecture_of
 from controlnet.checkpoints.folder import check_layout, load_base_folder, read_json, weight_files
 from controlnet.checkpoints.ldm import UNET
 from controlnet.checkpoints.parts import reading
@@ -91,8 +91,8 @@ def base_in(file: TensorFile, ema: bool = False) -> BaseTensors:
     encoder = {our: unet[name] for name, our in our_names(unet).items()}
     if contents.family != "sdxl" and "betas" not in tensors:  # as pruned files have it; the original wants them
         tensors |= schedule(scheduler_config(contents.family))
-    architecture = architecture_of(Told.by(file.metadata).unet)
-    whole = SingleFile(tensors, file.metadata)
+    architecture = architecture_of(Told.by(file.header).unet)
+    whole = SingleFile(tensors, file.header)
     return BaseTensors(file.path, contents.family, contents.prediction, architecture, encoder, whole)
 
 

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from controlnet.atomic import write_atomically
 from controlnet.checkpoints import control_diffusers
-from controlnet.checkpoints.contents import Contents, recognise, wrong_kind
+from controlnet.checkpoints.contents import HEADER, Contents, recognise, wrong_kind
 from controlnet.checkpoints.control_conventions import with_convention
-from controlnet.checkpoints.control_metadata import HEADER, ControlMetadata, Said
+from controlnet.checkpoints.control_metadata import ControlMetadata, Said
 from controlnet.checkpoints.folder import read_json, weight_files
 from controlnet.checkpoints.ldm import CONTROL, Part, names
 from controlnet.checkpoints.parts import reading
@@ -181,9 +181,9 @@ def _metadata(
 
 def _said(file: TensorFile, contents: Contents) -> str | None:
     """What the file itself says of its control, JSON; None if it is not ours."""
-    text = file.metadata.get(HEADER) or file.others.get(HEADER)
-    if not isinstance(text, str) or contents.kind == "control":
-        return text if isinstance(text, str) else None
+    text = file.header.get(HEADER)
+    if text is None or contents.kind == "control":
+        return text
     with suppress(ValueError, AttributeError):  # damaged: then the base in this file will be complained about
         said = json.loads(text).get(IN_FULL)
         return json.dumps(said) if said else None

@@ -12,11 +12,10 @@ from typing import Any, Literal, Protocol, get_args
 
 from diffusers import UNet2DConditionModel
 
-from controlnet.checkpoints.contents import Family
+from controlnet.checkpoints.contents import HEADER, Family
 from controlnet.control import ControlNet
 from controlnet.errors import UserError
 
-HEADER = "controlnet"
 FORMAT_VERSION = 1
 LATER = {"architecture", "averaged"}  # fields that the first files of this version do not have
 # of a U-Net's configuration, what the shapes of its encoder's tensors do not tell

@@ -18,12 +18,13 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from controlnet.atomic import write_atomically
-from controlnet.checkpoints.contents import Family, Prediction
+from controlnet.checkpoints.contents import Family
 from controlnet.checkpoints.parts import BaseParts, family_of, filled, structure, vae_dtype
 from controlnet.checkpoints.strict import check_fit
 from controlnet.checkpoints.tensor_file import open_tensors, write_tensors
 from controlnet.checkpoints.text_encoders import TEXT_ENCODERS
 from controlnet.checkpoints.tokenizer import find_tokenizers, load_tokenizer, save_tokenizer
+from controlnet.choices import Prediction
 from controlnet.errors import UserError
 
 PARTS = ("unet", "vae", "scheduler", "tokenizer", "text_encoder")  # subfolders of a folder in diffusers layout

@@ -199,7 +199,7 @@ def _said(path: Path, contents: Contents, file: TensorFile) -> tuple[dict[str, A
         except UserError as error:
             return {}, (str(error),)
     try:
-        header = json.loads(str(file.metadata.get(HEADER) or file.others.get(HEADER) or "{}"))
+        header = json.loads(file.header.get(HEADER, "{}"))
     except ValueError as error:
         return {}, (f"{path}: its header is damaged ({error}); use another copy of the file",)
     return dict(header) if isinstance(header, Mapping) else {}, ()

@@ -61,7 +61,8 @@ def locate(name: str, family: "Family | None" = None) -> Path:
         if found := cached(model):
             return found
     raise UserError(
-        f"{name}: {models[0]} is not in the hub's cache; `controlnet models fetch {name}` gets it. {_offline(models[0])}"
+        f"{name}: {models[0]} is not in the hub's cache; `controlnet models fetch {name}` gets it. "
+        + _offline(models[0])
     )
 
 
@@ -111,13 +112,13 @@ def fetch(model: Model) -> Path:
     return found
 
 
-def sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
-    """Of a file, in hexadecimal; `progress` gets the bytes of each step."""
-    digest, report = hashlib.sha256(), progress or (lambda count: None)
+def sha256(path: Path, progress: Callable[[int, int], None] | None = None) -> str:
+    """Of a file, in hexadecimal; `progress` gets the bytes done and in all."""
+    digest, report, total = hashlib.sha256(), progress or (lambda done, total: None), path.stat().st_size
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
-            report(len(chunk))
+            report(file.tell(), total)
     return digest.hexdigest()
 
 

@@ -12,10 +12,12 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from controlnet.checkpoints.contents import Family, Prediction
+from controlnet.checkpoints.contents import Family
+from controlnet.choices import Prediction
 from controlnet.errors import UserError
 
 MOST_TIMESTEPS = 100_000
+INPAINTING_CHANNELS = 5  # beside the latent: the mask, and the latent of the masked picture
 TextModel = CLIPTextModel | CLIPTextModelWithProjection
 
 
@@ -33,10 +35,10 @@ class BaseParts:
     def check(self) -> None:
         """UserError if this is no base that we can use."""
         channels, latent_channels = self.unet.config.in_channels, self.vae.config.latent_channels
-        if channels != latent_channels:
+        if channels not in (latent_channels, latent_channels + INPAINTING_CHANNELS):
             raise UserError(
-                f"its U-Net takes {channels} channels, expected the VAE's {latent_channels}; inpainting "
-                "and editing bases are not supported, choose a plain one"
+                f"its U-Net takes {channels} channels, expected the VAE's {latent_channels} or, for inpainting, "
+                f"{INPAINTING_CHANNELS} more; bases for editing are not supported"
             )
         if self.prediction not in get_args(Prediction):
             raise UserError(f"it predicts {self.prediction!r}; expected one of: {', '.join(get_args(Prediction))}")

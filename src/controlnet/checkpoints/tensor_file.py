@@ -31,6 +31,11 @@ class TensorFile:
     others: Mapping[str, object]
     """What a pickled file holds beside the state dictionary: numbers, text, containers, tensors, `Placeholder`."""
 
+    @property
+    def header(self) -> dict[str, str]:
+        """The text beside the tensors, by name, of either format: where our own files say what they are."""
+        return {**{name: text for name, text in self.others.items() if isinstance(text, str)}, **self.metadata}
+
 
 def open_tensors(path: Path) -> TensorFile:
     """Open a file of weights; its content, not its suffix, tells the format.

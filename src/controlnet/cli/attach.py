@@ -43,7 +43,7 @@ class Attach:
         if self.hint_channels < 1:
             raise UserError(f"--hint-channels {self.hint_channels}; expected at least 1")
         attached = attach(open_base_tensors(base_place(self.base), self.ema), self.hint_channels, self.seed)
-        with bytes_bar(self.out) as progress:
+        with bytes_bar(f"writing {self.out.name}") as progress:
             if to == "ldm":
                 attached.base.as_single_file().write_with_control(self.out, attached.state, attached.metadata, progress)
             else:

@@ -57,7 +57,7 @@ class Convert:
         part = self.part or part_in(place)
         if part == "base" and self.to is None and to == "controlnet":
             to = "ldm"  # what a single file of a base is, whatever its suffix
-        with bytes_bar(self.out) as progress:
+        with bytes_bar(f"writing {self.out.name}") as progress:
             (self._convert_base if part == "base" else self._convert_control)(place, to, progress)
         print(f"{self.out}: a {part} in the format {to}")
 

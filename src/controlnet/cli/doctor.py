@@ -16,7 +16,7 @@ PACKAGES = (
     "controlnet torch diffusers transformers accelerate lightning safetensors datasets numpy pillow "
     "opencv-python-headless huggingface_hub tyro"
 ).split()
-EXTRAS = {"gradio": "studio", "ray": "scale", "faiss-cpu": "scale", "tensorboard": "train", "peft": "lora"}
+EXTRAS = {"gradio": "studio", "ray": "scale", "faiss-cpu": "scale", "tensorboard": "train"}
 
 ASSETS = {"embedded base": "embedded", "circle control": "controls/circle"}
 

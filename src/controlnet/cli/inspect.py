@@ -84,16 +84,11 @@ def _place(source: str) -> Path:
 
 
 def _sha256_with_a_bar(path: Path) -> str:
-    from rich.console import Console
-    from rich.progress import DownloadColumn, Progress, TimeRemainingColumn
-
     from controlnet.checkpoints.models import sha256
+    from controlnet.cli.progress import bytes_bar
 
-    console = Console(stderr=True)
-    columns = (*Progress.get_default_columns()[:2], DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"SHA-256 of {path.name}", total=path.stat().st_size)
-        return sha256(path, lambda count: bar.advance(task, count))
+    with bytes_bar(f"SHA-256 of {path.name}") as progress:
+        return sha256(path, progress)
 
 
 def _print(found: "Inspection") -> None:

@@ -38,7 +38,7 @@ class Merge:
         to = format_for(self.out, self.to)
         files = {name: open_control(find_control(place)) for name, place in self._places().items()}
         merged = merge(self.expression, files, self.layers)
-        with bytes_bar(self.out) as progress:
+        with bytes_bar(f"writing {self.out.name}") as progress:
             write_control(self.out, merged.state, merged.metadata, to, progress=progress)
         print(f"{merged.changed} of {len(merged.state)} weights are {self.expression}; {self.out}")
 

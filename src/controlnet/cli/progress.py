@@ -1,12 +1,11 @@
-"""How far the writing of a file is."""
+"""How far the reading or writing of a file is."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 
 @contextmanager
-def bytes_bar(out: Path) -> Iterator[Callable[[int, int], None]]:
+def bytes_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr, gone when done; what it yields takes the bytes done and in all."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -18,6 +17,7 @@ def bytes_bar(out: Path) -> Iterator[Callable[[int, int], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"writing {out.name}", total=None)
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -41,7 +41,7 @@ class Transfer:
                 f"{self.control}: {len(moved.unlocked)} weights of its base were trained too, which no control holds; "
                 f"write a full model: --out {self.out.stem}.ckpt"
             )
-        with bytes_bar(self.out) as progress:
+        with bytes_bar(f"writing {self.out.name}") as progress:
             if to == "ldm":
                 moved.full_base().write_with_control(self.out, moved.state, moved.metadata, progress)
             else:

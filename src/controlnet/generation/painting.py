@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d
 
 from controlnet.base import Base
+from controlnet.checkpoints.parts import INPAINTING_CHANNELS
 from controlnet.generation.sampling import Settle
-
-BESIDE = 5  # channels that an inpainting base sees beside the latent: mask, then the masked picture's latent
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +57,7 @@ class Canvas:
 
 def sees_masks(base: Base) -> bool:
     """Whether the base was made for inpainting: its U-Net takes 9 channels."""
-    return base.unet.config.in_channels == base.vae.config.latent_channels + BESIDE
+    return base.unet.config.in_channels == base.vae.config.latent_channels + INPAINTING_CHANNELS
 
 
 def with_noise(scheduler: Any, latent_bchw: Tensor, noise_bchw: Tensor, timestep: Tensor) -> Tensor:

@@ -63,6 +63,8 @@ def train(config: TrainConfig, dataset: Dataset | None = None, base: Base | None
     dataset = Pairs(config.data) if dataset is None else dataset
     if base is None:
         base = open_base(device=config.device, dtype=fastest_dtype(config.dtype, config.device), **config.how_to_open())
+    if base.unet.config.in_channels != base.vae.config.latent_channels:
+        raise UserError(f"base {base.source} was made for inpainting; controls are trained on plain bases")
     content = fingerprint(dataset)
     _begin(config, base, content)
 
