@@ -12,7 +12,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import tiny
-from controlnet.checkpoints.control_file import PACKAGED, ControlMetadata, load_control, read_metadata, save_control
+from controlnet.checkpoints.control_file import (
+    PACKAGED,
+    ControlMetadata,
+    find_control,
+    load_control,
+    read_metadata,
+    save_control,
+)
 from controlnet.checkpoints.control_formats import to_names, write_control
 from controlnet.control import ControlNet
 from controlnet.errors import UserError
@@ -79,8 +86,15 @@ def test_a_loaded_control_acts_like_the_saved_one(run, base, control):
     assert not mine.middle.requires_grad
 
 
-def test_a_runs_folder_means_its_control(run, base):
+def test_a_runs_folder_means_its_control_and_not_the_runs_config(run, base):
+    (run / "config.json").write_text('{"data": "circles"}')
     assert load_control(run, base)[1] == load_control(str(run / "control.safetensors"), base)[1]
+
+
+def test_a_folder_of_a_packaged_controls_name_does_not_hide_it(tmp_path, monkeypatch):
+    (tmp_path / "circle").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert find_control("circle").name == "control.safetensors"
 
 
 def test_a_half_precision_file_is_half_as_big_and_loads_in_the_bases_precision(tmp_path, run, base, control, metadata):

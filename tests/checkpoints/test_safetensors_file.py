@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from controlnet.checkpoints import safetensors_file
-from controlnet.checkpoints.safetensors_file import DTYPES
+from controlnet.checkpoints.safetensors_file import DTYPES, METADATA
 from controlnet.checkpoints.tensor_file import open_tensors, write_tensors
 from controlnet.errors import UserError
 from torch_files import little_memory
@@ -98,51 +98,57 @@ def test_a_file_whose_tensors_are_not_aligned_is_read(tmp_path):
     assert (open_tensors(path).tensors["a"] * 2).tolist() == [3, -4]
 
 
-HEADERS = {
-    "a gap": {"a": entry(0, 8), "b": entry(12, 20)},
-    "a gap at the start": {"a": entry(8, 16)},
-    "an overlap": {"a": entry(0, 8), "b": entry(4, 12)},
-    "the same place twice": {"a": entry(), "b": entry()},
-    "one tensor in another": {"a": entry(0, 16, (4,)), "b": entry(4, 8, (1,))},
-    "an end before the begin": {"a": entry(8, 0)},
-    "a shape that is too large": {"a": entry(shape=(3,))},
-    "a shape that is too small": {"a": entry(shape=())},
-    "a shape whose product overflows": {"a": entry(shape=(2**33, 2**31, 2))},
-    "a negative shape": {"a": entry(shape=(-1, -2))},
-    "a shape of fractions": {"a": entry(shape=(2.0,))},
-    "a shape of truths": {"a": entry(0, 4, shape=(True,))},
-    "a shape that is text": {"a": entry(shape="2")},
-    "a shape of 65 dimensions": {"a": entry(0, 4, shape=(1,) * 65)},
-    "an unknown type": {"a": entry(dtype="F4")},
-    "a type that is a number": {"a": entry(dtype=32)},
-    "an offset that is text": {"a": entry("0")},
-    "an offset that is negative": {"a": entry(-8, 0)},
-    "an offset beyond the end": {"a": entry(2**63, 2**63 + 8)},
-    "an entry with more in it": {"a": entry(more=1)},
-    "an entry with less in it": {"a": {"dtype": "F32", "shape": [2]}},
-    "an entry that is none": {"a": [1, 2]},
-    "three offsets": {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8, 8]}},
-    "metadata that is no text": {"__metadata__": {"step": 3}, "a": entry()},
-    "metadata in metadata": {"__metadata__": {"step": {"a": "b"}}, "a": entry()},
-    "metadata that is text": {"__metadata__": "text", "a": entry()},
-    "a name twice": b'{"a": ' + json.dumps(entry()).encode() + b', "a": ' + json.dumps(entry()).encode() + b"}",
-    "a key twice": b'{"a": {"dtype": "F32", "dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}',
-    "metadata twice": b'{"__metadata__": {"a": "b"}, "__metadata__": {}, "a": ' + json.dumps(entry()).encode() + b"}",
-    "no JSON": b"{a: 1}",
-    "half of its JSON": json.dumps({"a": entry()}).encode()[:-1],
-    "no UTF-8": b'{"\xff": 1}',
-    "lists a million deep": b'{"a": ' + b"[" * 1_000_000 + b"]" * 1_000_000 + b"}",
-    "a number of a million digits": b'{"a": ' + b"9" * 1_000_000 + b"}",
-    "more after its JSON": b"{} {}",
-    "a name of control characters": {"\x1b[2J": entry()},
-    "an endless name": {"a" * 1000: entry()},
+def twice(name: str, first: object, second: object) -> bytes:
+    return f'{{"{name}": {json.dumps(first)}, "{name}": {json.dumps(second)}}}'.encode()
+
+
+# header, bytes of data and what is said of it
+HEADERS: dict[str, tuple[object, int, str]] = {
+    "a gap": ({"a": entry(0, 8), "b": entry(12, 20)}, 20, "'b' has a gap before it"),
+    "a gap at the start": ({"a": entry(8, 16)}, 16, "'a' has a gap before it"),
+    "an overlap": ({"a": entry(0, 8), "b": entry(4, 12)}, 12, "'b' has an overlap"),
+    "the same place twice": ({"a": entry(), "b": entry()}, 8, "has an overlap"),
+    "one tensor in another": ({"a": entry(0, 16, (4,)), "b": entry(4, 8, (1,))}, 16, "'b' has an overlap"),
+    "an end before the begin": ({"a": entry(8, 0)}, 8, "cannot have -8 bytes"),
+    "a shape that is too large": ({"a": entry(shape=(3,))}, 8, "cannot have 8 bytes"),
+    "a shape that is too small": ({"a": entry(shape=())}, 8, "cannot have 8 bytes"),
+    "a shape whose product overflows": ({"a": entry(0, 0, shape=(2**33, 2**31, 2))}, 0, "cannot have 0 bytes"),
+    "a negative shape": ({"a": entry(shape=(-1, -2))}, 8, "entry of 'a' is damaged"),
+    "a shape of fractions": ({"a": entry(shape=(2.0,))}, 8, "entry of 'a' is damaged"),
+    "a shape of truths": ({"a": entry(0, 4, shape=(True,))}, 4, "entry of 'a' is damaged"),
+    "a shape that is text": ({"a": entry(shape="2")}, 8, "entry of 'a' is damaged"),
+    "a shape of 65 dimensions": ({"a": entry(0, 4, shape=(1,) * 65)}, 4, "cannot have 4 bytes"),
+    "an unknown type": ({"a": entry(dtype="F4")}, 8, "has the type 'F4'"),
+    "a type that is a number": ({"a": entry(dtype=32)}, 8, "entry of 'a' is damaged"),
+    "an offset that is text": ({"a": entry("0")}, 8, "entry of 'a' is damaged"),
+    "an offset that is negative": ({"a": entry(-8, 0)}, 8, "entry of 'a' is damaged"),
+    "an offset beyond the end": ({"a": entry(2**63, 2**63 + 8)}, 8, "'a' has a gap"),
+    "an entry with more in it": ({"a": entry(more=1)}, 8, "entry of 'a' is damaged"),
+    "an entry with less in it": ({"a": {"dtype": "F32", "shape": [2]}}, 8, "entry of 'a' is damaged"),
+    "an entry that is none": ({"a": [1, 2]}, 8, "entry of 'a' is damaged"),
+    "three offsets": ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8, 8]}}, 8, "entry of 'a' is damaged"),
+    "metadata that is no text": ({METADATA: {"step": 3}, "a": entry()}, 8, "is not text by name"),
+    "metadata in metadata": ({METADATA: {"step": {"a": "b"}}, "a": entry()}, 8, "is not text by name"),
+    "metadata that is text": ({METADATA: "text", "a": entry()}, 8, "is not text by name"),
+    "a name twice": (twice("a", entry(), entry()), 8, "a name occurs twice"),
+    "a key twice": (b'{"a": ' + twice("dtype", "F32", "F32") + b"}", 8, "a name occurs twice"),
+    "metadata twice": (twice(METADATA, {"a": "b"}, {}), 8, "a name occurs twice"),
+    "no JSON": (b"{a: 1}", 8, "header is damaged"),
+    "half of its JSON": (json.dumps({"a": entry()}).encode()[:-1], 8, "header is damaged"),
+    "no UTF-8": (b'{"\xff": 1}', 8, "header is damaged"),
+    "lists a million deep": (b'{"a": ' + b"[" * 1_000_000 + b"]" * 1_000_000 + b"}", 8, "header is damaged"),
+    "a number of a million digits": (b'{"a": ' + b"9" * 1_000_000 + b"}", 8, "header is damaged"),
+    "more after its JSON": (b"{} {}", 8, "header is damaged"),
+    "a name of control characters": ({"\x1b[2J": entry()}, 8, r"a tensor is named '\\x1b"),
+    "an endless name": ({"a" * 1000: entry()}, 8, "expected up to 512 characters"),
 }
 
 
 @pytest.mark.parametrize("wrong", HEADERS)
 def test_a_header_is_refused_that_has(wrong, tmp_path):
-    path = file_of(tmp_path / "model.safetensors", HEADERS[wrong], bytes(16))
-    with little_memory(), pytest.raises(UserError) as refused:
+    header, size, said = HEADERS[wrong]
+    path = file_of(tmp_path / "model.safetensors", header, bytes(size))
+    with little_memory(), pytest.raises(UserError, match=said) as refused:
         open_tensors(path)
     assert len(str(refused.value)) < 2000
 

@@ -1,5 +1,6 @@
 """Tokenizers for files that carry none: where they are looked for, how each pads, and what is said where none is."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -87,6 +88,13 @@ def test_what_is_packed_with_a_file_is_the_same_tokenizer(words: Path, cache: Pa
     assert found.get_vocab() == given[0].get_vocab()
     assert found("red bee").input_ids == given[0]("red bee").input_ids
     assert (found.pad_token, found.model_max_length) == ("!", 77)
+
+
+def test_how_a_tokenizer_was_last_used_is_not_written_with_it(words: Path):
+    used = tokenizer.load_tokenizer(words)
+    used(["red"], padding="max_length", truncation=True, max_length=77)
+    written = json.loads(tokenizer._packed(used)["tokenizer.json"])
+    assert (written["truncation"], written["padding"]) == (None, None)
 
 
 def test_what_the_user_gives_comes_before_what_is_packed(words: Path):

@@ -70,7 +70,7 @@ def test_text_of_python_2_is_text_and_else_bytes():
 
 def test_an_object_of_any_class_is_a_placeholder_with_its_name():
     found = read(pickle.dumps({"path": Path("x"), "error": ValueError("text")}))
-    assert found["path"].name == "pathlib.PosixPath"
+    assert found["path"].name.endswith(".PosixPath")  # its module has moved in Python 3.13
     assert found["error"].name == "builtins.ValueError"
 
 

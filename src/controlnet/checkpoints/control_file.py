@@ -89,18 +89,18 @@ def read_metadata(path: Path | str) -> ControlMetadata:
 def find_control(path: Path | str, family: Family | None = None) -> Path:
     """The file or diffusers folder meant by `path`, a condition meaning one of `family`; UserError if there is none."""
     given = Path(path).expanduser()
+    if (given / NAME_IN_RUN).is_file():  # before the other: a run has a config.json of its own
+        return given / NAME_IN_RUN
     if given.is_file() or (given / CONFIG).is_file():
         return given
-    if (given / NAME_IN_RUN).is_file():
-        return given / NAME_IN_RUN
+    packaged = {folder.parent.name: folder for folder in sorted(PACKAGED.glob(f"*/{NAME_IN_RUN}"))}
+    if str(path) in packaged:
+        return packaged[str(path)]
     if given.is_dir():
         raise UserError(
             f"{given}: neither {NAME_IN_RUN} nor {CONFIG} in this folder; expected the folder of a run that has saved "
             "a control, or one in diffusers layout"
         )
-    packaged = {folder.parent.name: folder for folder in sorted(PACKAGED.glob(f"*/{NAME_IN_RUN}"))}
-    if str(path) in packaged:
-        return packaged[str(path)]
     if found := resolve_control(str(path), family):
         return found
     raise UserError(

@@ -128,7 +128,8 @@ def _open_folder(folder: Path) -> TensorFile:
     files = [open_tensors(path) for path in weight_files(folder)]
     if not files:
         raise UserError(
-            f"{folder}: no {WEIGHTS} beside its {CONFIG}; expected a whole diffusers folder of a ControlNet"
+            f"{folder}: no {WEIGHTS} beside its {CONFIG}; expected a whole diffusers folder of a ControlNet, or a "
+            "run that has saved its control"
         )
     tensors = {name: tensor for file in files for name, tensor in file.tensors.items()}
     return TensorFile(folder, tensors, files[0].metadata, {})

@@ -64,8 +64,10 @@ def packed(tokenizers: Sequence[CLIPTokenizer]) -> list[dict[str, str]]:
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """`FILES`, without how this one was found, which transformers would write down."""
+    """`FILES`, without how this one was found and last used, which transformers would write down."""
     clean = copy.deepcopy(tokenizer)
+    clean.backend_tokenizer.no_truncation()
+    clean.backend_tokenizer.no_padding()
     for name in ("is_local", "local_files_only"):
         clean.init_kwargs.pop(name, None)
     clean.save_pretrained(folder)

@@ -332,5 +332,6 @@ def make_embedded_base(
     stages = (COLOURS, SHAPES_TOO, OUTLINES, replace(LARGE, steps=last_steps))
     unet = train_diffusion(work, stages, latents / deviation, scenes, tokenizer, text, seed, device, report, compiled)
     vae.register_to_config(scaling_factor=1 / deviation.item())
-    scheduler = {**DDIMScheduler(**SCHEDULER).config, "_class_name": "DDIMScheduler"}
+    config = DDIMScheduler(**SCHEDULER).config
+    scheduler = {name: it for name, it in config.items() if not name.startswith("_")} | {"_class_name": "DDIMScheduler"}
     save_base_folder(BaseParts(unet, vae, [text], [tokenizer], scheduler, "sd1"), out, torch.float16)
