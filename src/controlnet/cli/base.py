@@ -15,7 +15,7 @@ from controlnet.devices import Device, choose_device
 class Train:
     """Make the embedded base from nothing: VAE, text encoder, then U-Net and text encoder together.
 
-    About four hours on two cores. The same command again goes on where it stopped.
+    About three hours on two cores. The same command again goes on where it stopped.
     """
 
     out: tyro.conf.Positional[Path]

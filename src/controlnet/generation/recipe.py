@@ -4,7 +4,7 @@ Imports nothing heavy: the options of `controlnet generate` inherit from here.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import tyro
@@ -24,7 +24,7 @@ class UnitChoice:
     hint: str | None = None
     image: str | None = None
     annotator: str | None = None
-    annotator_options: Mapping[str, Any] = field(default_factory=dict)
+    annotator_options: Mapping[str, str] = field(default_factory=dict)
     strength: float = 1.0
     start: float = 0.0
     end: float = 1.0
@@ -105,7 +105,7 @@ class Recipe(PictureOptions):
 
     def problems(self) -> list[str]:
         """What can be told before anything is opened."""
-        found = [f"unit {number}: {it}" for number, unit in enumerate(self.units, 1) for it in unit.problems()]
+        found = [f"unit {unit.control}: {it}" for unit in self.units for it in unit.problems()]
         if (self.width is None) != (self.height is None):
             given, lacking = ("--width", "--height") if self.height is None else ("--height", "--width")
             found.append(f"{given} is given without {lacking}; give both or none")
@@ -132,8 +132,8 @@ class Recipe(PictureOptions):
         return self.with_own({"prompt": "", "seed": 0, "image": self.image and "", "units": [blank] * len(self.units)})
 
     def to_json(self) -> dict[str, Any]:
-        """Without what is as by default: `from_json` knows it."""
-        return _changed(self) | {"prompt": self.prompt, "units": [_changed(unit) for unit in self.units]}
+        """What `from_json` takes."""
+        return asdict(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], where: str) -> "Recipe":
@@ -159,11 +159,5 @@ def read_unit(values: Mapping[str, Any], where: str, problems: list[str]) -> Uni
     if "control" not in read and not wrong:
         wrong.append("no control; give control=FILE or the name of one")
     problems += [f"{where}{it}" for it in wrong]
-    options = {**read.pop("annotator_options", {}), **options}
+    options = {name: str(value) for name, value in {**read.pop("annotator_options", {}), **options}.items()}
     return None if wrong else UnitChoice(**read, annotator_options=options)
-
-
-def _changed(values: Any) -> dict[str, Any]:
-    """The fields of a dataclass that are not as by default, as JSON has them."""
-    defaults = {each.name: each.default for each in fields(values)}
-    return {name: value for name, value in asdict(values).items() if value != defaults[name] and name != "units" and value != {}}

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -41,6 +42,8 @@ def to_type(kind: Any, value: Any) -> Any:
         return YES_AND_NO[value.lower()]
     if kind in (int, float):
         return _to_number(kind, value)
+    if kind is Path:
+        return Path(value)
     if kind in (str, bool) and not isinstance(value, kind):
         raise TypeError
     return value
@@ -75,5 +78,5 @@ def expected(kind: Any) -> str:
         return f"{expected(of[0])}s" + (f", {len(of)} of them" if of[-1] is not Ellipsis else "")
     if origin is Literal:
         return " or ".join(map(str, of))
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
     return names.get(kind, "a table of options")

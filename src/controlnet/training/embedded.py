@@ -1,6 +1,6 @@
 """How the embedded base is made: VAE, text encoder, then U-Net and text encoder together, on procedural pictures.
 
-Run: controlnet base train OUT          (two cores: about four hours)
+Run: controlnet base train OUT          (two cores: about three hours)
 To resume, run the same command again.
 
 What it is for and what it knows stands in assets/embedded/README.md.
