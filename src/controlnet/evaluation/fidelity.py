@@ -100,8 +100,11 @@ def colour_errors(
     picture: Pixels, inside: Mask, colour: tuple[int, int, int], background: tuple[int, int, int]
 ) -> tuple[float, float]:
     """CIEDE2000 from the picture's median colour inside and outside a mask to the two colours that were named."""
+    return colour_error(picture[inside], colour), colour_error(picture[~inside], background)
+
+
+def colour_error(pixels_n3: Pixels, colour: tuple[int, int, int]) -> float:
+    """CIEDE2000 from the pixels' median colour to the one that was named."""
     from controlnet.data.colours import difference
 
-    medians = np.stack([np.median(picture[mask], axis=0) for mask in (inside, ~inside)])
-    first, second = difference(medians, np.array([colour, background]))
-    return float(first), float(second)
+    return float(difference(np.median(pixels_n3, axis=0), np.array(colour)))

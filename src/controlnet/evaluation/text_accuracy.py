@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from controlnet.base import Base
 from controlnet.data.colours import RGB
 from controlnet.data.shapes import CENTRE, RADIUS, SHAPES, Scene, draw_scene, mask
-from controlnet.evaluation.fidelity import Mask, Pixels, colour_errors, overlap, region
+from controlnet.evaluation.fidelity import Mask, Pixels, colour_error, colour_errors, overlap, region
 from controlnet.generation.pipeline import Progress, generate_pixels
 from controlnet.generation.settings import Settings
 
@@ -56,7 +56,7 @@ def judge(scenes: Sequence[Scene], pictures: Sequence[Pixels] | NDArray[np.uint8
         if found.any():
             colour, background = colour_errors(picture, found, RGB[scene.colour], RGB[scene.background])
         else:  # one flat colour can still be the background's
-            colour, background = np.inf, colour_errors(picture, found | True, RGB[scene.background], (0, 0, 0))[0]
+            colour, background = np.inf, colour_error(picture.reshape(-1, 3), RGB[scene.background])
         colours.append(colour <= SAME_COLOUR)
         backgrounds.append(background <= SAME_COLOUR)
         shapes.append(recognise(found) == scene.shape)
