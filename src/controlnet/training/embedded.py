@@ -212,21 +212,37 @@ SCENES = 32_768  # drawn once and encoded once
 EMPTY_PROMPTS = 0.1  # so that the base also knows pictures without words, for guidance
 # First what is where and of which colour: each error counts as that of the velocity does, which the noisiest steps
 # dominate; then which shape, which is decided further down; then its outline, further down still, but above the noise
-# of the VAE's own texture; and at last mostly large and whole shapes, whose outlines are easier to get right. The first
-# and the third end before their rates are down.
+# of the VAE's own texture; then mostly large and whole shapes, whose outlines are easier to get right; and at last
+# mostly shapes in the middle, as photographs hold their subjects: with the place given, the words decide. The first and
+# the third end before their rates are down.
 COLOURS = Stage("diffusion", steps=6_800, stop=5_500, batch=32, learning_rate=1e-3, decay=0.4, ema=0.999, parts=2)
 SHAPES_TOO = Stage("shapes", steps=2_600, batch=32, learning_rate=6e-4, decay=0.6, ema=0.998, parts=2)
 OUTLINES = Stage("outlines", steps=12_500, stop=2_500, batch=32, learning_rate=8e-4, decay=0.7, ema=0.999, parts=2)
 LARGE = Stage("large", steps=8_500, batch=32, learning_rate=7e-4, decay=7 / 8.5, ema=0.999, parts=2)
+CENTRED = Stage("centred", steps=7_000, batch=32, learning_rate=7e-4, decay=0.6, ema=0.999, parts=2)
 # By stage: the most that one squared error of the noise counts, and the signal-to-noise ratio above which it fades.
-WEIGHTS = {"diffusion": (math.inf, math.inf), "shapes": (3.0, math.inf), "outlines": (6.0, 5.0), "large": (6.0, 5.0)}
-LARGE_SHARE = 0.85  # of the pictures of that stage
+WEIGHTS = {
+    "diffusion": (math.inf, math.inf),
+    "shapes": (3.0, math.inf),
+    "outlines": (6.0, 5.0),
+    "large": (6.0, 5.0),
+    "centred": (6.0, 5.0),
+}
+FAVOURED = {"large": 0.85, "centred": 0.75}  # share of the pictures of that stage which are of its kind
+CENTRED_SCENES = 16_384
+MIDDLE = (0.45, 0.55)  # where a centred shape's centre lies, each way
+MIDDLING = (0.28, 0.38)  # its radius
 
 
 def is_large(scene: Scene) -> bool:
     """At least half as large as the largest, and whole."""
     whole = all(scene.radius <= place <= 1 - scene.radius for place in (scene.x, scene.y))
     return scene.radius >= RADIUS[1] / 2 and whole
+
+
+def draw_centred_scene(random: np.random.Generator) -> Scene:
+    x, y = random.uniform(*MIDDLE, size=2)
+    return replace(draw_scene(random), x=float(x), y=float(y), radius=float(random.uniform(*MIDDLING)))
 
 
 def weight(stage: Stage, signal_share: Tensor) -> Tensor:
@@ -237,22 +253,20 @@ def weight(stage: Stage, signal_share: Tensor) -> Tensor:
 
 
 def encode_scenes(
-    vae: AutoencoderKL, folder: Path, seed: int, device: torch.device, report: Callable[[str], None]
-) -> tuple[Tensor, list[Scene]]:
-    """Latents (SCENES, 4, 16, 16) float32 as the VAE gives them, unscaled, kept in `folder`; and their scenes."""
-    path = folder / "latents.safetensors"
-    scenes = [draw_scene(np.random.default_rng([seed, number])) for number in range(SCENES)]
+    vae: AutoencoderKL, path: Path, scenes: Sequence[Scene], device: torch.device, report: Callable[[str], None]
+) -> Tensor:
+    """Latents (n, 4, 16, 16) float32 of n scenes as the VAE gives them, unscaled, kept in `path`."""
     if not path.exists():
         latents = []
-        for first in range(0, SCENES, 64):
+        for first in range(0, len(scenes), 64):
             pixels = to_pixels([render(scene, RESOLUTION) for scene in scenes[first : first + 64]], device)
             with torch.no_grad():
                 latents.append(vae.encode(pixels).latent_dist.mean.cpu())
             if first % 4096 == 0:
-                report(f"encoded {first}/{SCENES}")
+                report(f"encoded {first}/{len(scenes)}")
         stacked = torch.cat(latents).contiguous()
         write_atomically(path, lambda temporary: save_file({"latents": stacked}, temporary))
-    return load_file(path)["latents"], scenes
+    return load_file(path)["latents"]
 
 
 def train_diffusion(
@@ -269,6 +283,8 @@ def train_diffusion(
 ) -> UNet2DConditionModel:
     """U-Net and text encoder together on `latents` (n, 4, 16, 16) of deviation 1, noise keyed by (seed, step).
 
+    The first SCENES are of the world as it is; what follows are the centred scenes, which only their stage sees.
+
     The squared error of the noise divided by the signal's share is that of the velocity (Salimans and Ho 2022).
     """
     torch.manual_seed(seed)
@@ -279,16 +295,18 @@ def train_diffusion(
         unet.compile()
     parts = nn.ModuleDict({"unet": unet, "text": text.requires_grad_(True)})
     tokens = tokenize(tokenizer, [scene.caption for scene in scenes], device)
-    large = np.flatnonzero([is_large(scene) for scene in scenes])
+    large = np.flatnonzero([is_large(scene) for scene in scenes[:SCENES]])
+    favoured = {"large": large, "centred": np.arange(SCENES, len(scenes))}
     nothing = tokenize(tokenizer, [""], device)
     signal_shares = DDIMScheduler(**SCHEDULER).alphas_cumprod.to(device)
     latents = latents.to(device)
 
     def loss(stage: Stage, step: int, part: slice) -> Tensor:
         random, batch = stage.random(seed, step), stage.batch
-        which = random.integers(len(latents), size=batch)
-        if stage.name == LARGE.name:
-            which = np.where(random.random(batch) < LARGE_SHARE, large[which % len(large)], which)
+        which = random.integers(SCENES, size=batch)
+        if stage.name in FAVOURED:
+            kind = favoured[stage.name]
+            which = np.where(random.random(batch) < FAVOURED[stage.name], kind[which % len(kind)], which)
         chosen, dropped, timestep, noise = (
             torch.from_numpy(drawn[part]).to(device)
             for drawn in (
@@ -315,7 +333,7 @@ def make_embedded_base(
     seed: int,
     device: torch.device,
     report: Callable[[str], None],
-    last_steps: int = LARGE.steps,
+    last_steps: int = CENTRED.steps,
     compiled: bool = False,
 ) -> None:
     """Train whatever of the base is not trained yet in `out/work`, then write the base itself to `out`.
@@ -327,10 +345,14 @@ def make_embedded_base(
     tokenizer = make_tokenizer(work / "tokenizer")
     vae = train_vae(work, seed, device, report)
     text = train_text(work, tokenizer, seed, device, report)
-    latents, scenes = encode_scenes(vae, work, seed, device, report)
+    scenes = [draw_scene(np.random.default_rng([seed, number])) for number in range(SCENES)]
+    centred = [draw_centred_scene(np.random.default_rng([seed, 1, number])) for number in range(CENTRED_SCENES)]
+    latents = encode_scenes(vae, work / "latents.safetensors", scenes, device, report)
     deviation = latents.std()
-    stages = (COLOURS, SHAPES_TOO, OUTLINES, replace(LARGE, steps=last_steps))
-    unet = train_diffusion(work, stages, latents / deviation, scenes, tokenizer, text, seed, device, report, compiled)
+    latents = torch.cat([latents, encode_scenes(vae, work / "centred-latents.safetensors", centred, device, report)])
+    stages = (COLOURS, SHAPES_TOO, OUTLINES, LARGE, replace(CENTRED, steps=last_steps))
+    every = [*scenes, *centred]
+    unet = train_diffusion(work, stages, latents / deviation, every, tokenizer, text, seed, device, report, compiled)
     vae.register_to_config(scaling_factor=1 / deviation.item())
     config = DDIMScheduler(**SCHEDULER).config
     scheduler = {name: it for name, it in config.items() if not name.startswith("_")} | {"_class_name": "DDIMScheduler"}
