@@ -23,7 +23,8 @@ from controlnet.data.annotate import Job, annotate_all
 from controlnet.data.check import check
 from controlnet.data.circles import write_circles
 from controlnet.data.pairs import Pairs
-from controlnet.data.pictures import Picture
+from controlnet.data.pictures import Picture, find_pictures
+from controlnet.errors import UserError
 from controlnet.images import decode, decode_with_alpha, encode_png
 from parity.annotators import original
 
@@ -98,6 +99,7 @@ def test_the_frames_of_a_video_are_annotated_in_order(tmp_path):
     assert pngs(tmp_path / "hints") == ["000000.png", "000001.png", "000002.png"]
     levels = [decode(path).mean() for path in sorted((tmp_path / "hints").glob("*.png"))]
     assert levels == pytest.approx([50, 150, 250], abs=3)
+    assert_table_refused(tmp_path / "v.avi", "a video: one prompt is for all its frames", tmp_path)
 
 
 def test_a_data_set_of_ours_is_annotated_anew_with_its_prompts(tmp_path):
@@ -107,6 +109,7 @@ def test_a_data_set_of_ours_is_annotated_anew_with_its_prompts(tmp_path):
     assert [pairs.prompt(index) for index in range(3)] == [circles.prompt(index) for index in range(3)]
     assert np.array_equal(pairs.raw(2)[0], circles.raw(2)[0])
     assert not np.array_equal(pairs.raw(2)[1], circles.raw(2)[1])
+    assert_table_refused(tmp_path / "circles", "whose prompts stand in its prompt.json", tmp_path)
 
 
 def test_a_data_set_in_parquet_gives_its_pictures_and_a_column_its_prompts(tmp_path, folder):
@@ -120,6 +123,13 @@ def test_a_data_set_in_parquet_gives_its_pictures_and_a_column_its_prompts(tmp_p
     pairs = Pairs(tmp_path / "pairs")
     assert [pairs.prompt(index) for index in range(3)] == ["x", "y", "z"]
     assert np.array_equal(pairs.raw(0)[0], decode(folder / "a.png"))
+    assert_table_refused(tmp_path / "table", "whose prompts stand in a column", tmp_path)
+
+
+def assert_table_refused(place, reason, tmp_path):
+    """Where nothing would read a table of prompts, giving one is an error."""
+    with pytest.raises(UserError, match=reason):
+        find_pictures(str(place), tmp_path / "out", prompts=tmp_path / "prompts.csv")
 
 
 @pytest.mark.parametrize("size", ["picture", "detected"])

@@ -9,9 +9,21 @@ import tiny
 import tiny_folders
 from controlnet.checkpoints import ldm
 from controlnet.checkpoints.base_file import base_metadata, base_to_ldm
+from controlnet.checkpoints.control_metadata import ControlMetadata, architecture_of
 from controlnet.checkpoints.folder import load_base_folder
 from controlnet.checkpoints.tensor_file import open_tensors, write_tensors
 from controlnet.control import ControlNet
+
+METADATA = ControlMetadata(
+    condition="canny",
+    family="sd1",
+    prediction_type="epsilon",
+    base_hash="c0ffee",
+    block_channels=(32, 64, 128, 128),
+    polarity="light on dark",
+    architecture=architecture_of(tiny.unet("sd1").config),
+    training={"steps": 412},
+)
 
 
 def save_base(folder: Path, family: tiny.Family, prediction: str = "epsilon") -> tuple[Path, Path]:

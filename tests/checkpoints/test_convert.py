@@ -8,25 +8,13 @@ import torch
 from diffusers import ControlNetModel, StableDiffusionPipeline
 
 import tiny
-from checkpoints.made import control_for, of_part, same, save_base
+from checkpoints.made import METADATA, control_for, of_part, same, save_base
 from controlnet.base import open_base
 from controlnet.checkpoints import ldm
 from controlnet.checkpoints.control_file import load_control
 from controlnet.checkpoints.control_formats import open_control, to_names, write_control
-from controlnet.checkpoints.control_metadata import ControlMetadata, architecture_of
 from controlnet.checkpoints.tensor_file import open_tensors, write_tensors
 from controlnet.cli.main import run
-
-METADATA = ControlMetadata(
-    condition="canny",
-    family="sd1",
-    prediction_type="epsilon",
-    base_hash="c0ffee",
-    block_channels=(32, 64, 128, 128),
-    polarity="light on dark",
-    architecture=architecture_of(tiny.unet("sd1").config),
-    training={"steps": 412},
-)
 
 
 @pytest.fixture(scope="module")

@@ -9,22 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
-from checkpoints.made import control_for
+from checkpoints.made import METADATA, control_for
 from controlnet.checkpoints.control_formats import ControlFile, open_control, to_names, write_control
-from controlnet.checkpoints.control_metadata import ControlMetadata, architecture_of
 from controlnet.checkpoints.merge import BLOCKS, merge, parse
 from controlnet.cli.main import run
 from controlnet.errors import UserError
-
-METADATA = ControlMetadata(
-    condition="canny",
-    family="sd1",
-    prediction_type="epsilon",
-    base_hash="c0ffee",
-    block_channels=(32, 64, 128, 128),
-    polarity="light on dark",
-    architecture=architecture_of(tiny.unet("sd1").config),
-)
 
 
 @pytest.fixture(scope="module")

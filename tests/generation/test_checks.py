@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 import tiny
-import tiny_folders
-from controlnet.base import Base, open_base
+from controlnet.base import Base
 from controlnet.control import ControlNet
 from controlnet.errors import UserError
 from controlnet.generation.pipeline import generate
@@ -19,16 +18,6 @@ HINT = np.zeros((64, 64, 3), np.uint8)
 PICTURE = np.zeros((128, 128, 3), np.uint8)
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    return open_base(tiny_folders.save_tiny_base(tmp_path_factory.mktemp("base")), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def control(base: Base) -> ControlNet:
-    return loud(base)
-
-
 def test_all_problems_of_a_request_are_told_at_once(base: Base, control: ControlNet):
     foreign = ControlNet.from_base(tiny.unet("sd2"))
     units = [
@@ -37,7 +26,7 @@ def test_all_problems_of_a_request_are_told_at_once(base: Base, control: Control
         Unit(control, Path("no/such/ring.png")),
         Unit(control, [HINT] * 3),
         Unit(control, HINT, mask=np.zeros((32, 32)), layer_weights=[1] * 10, mode="loud", resize="shrink"),
-        Unit(control, HINT, channel_order="GBR", mask="no/such/mask.png", layer_weights=[float("inf")] * 13),
+        Unit(control, HINT, mask="no/such/mask.png", layer_weights=[float("inf")] * 13),
         Unit(ControlNet.from_base(base.unet, hint_channels=1), image=PICTURE, annotator=np.copy),
     ]
     with pytest.raises(UserError) as caught:
@@ -73,7 +62,6 @@ def test_all_problems_of_a_request_are_told_at_once(base: Base, control: Control
         "unit 5: 10 layer weights; expected 13",
         "unit 5: mode 'loud'; expected one of: balanced, prompt, control, guess",
         "unit 5: resize 'shrink'; expected one of: crop, fill, stretch, original",
-        "unit 6: channel order 'GBR'",
         "unit 6: mask: no/such/mask.png: no such file",
         "unit 6: layer weights",
         "unit 7: an annotator's hint has 3 channels, this control expects 1",

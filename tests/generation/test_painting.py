@@ -7,8 +7,7 @@ import pytest
 import torch
 
 import tiny
-import tiny_folders
-from controlnet.base import Base, open_base
+from controlnet.base import Base
 from controlnet.control import ControlNet
 from controlnet.errors import UserError
 from controlnet.generation.pipeline import generate
@@ -21,11 +20,6 @@ PICTURES = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint
 HINT = torch.rand(3, SIDE, SIDE, generator=torch.Generator().manual_seed(5))
 MASK = np.zeros((SIDE, SIDE))
 MASK[:, 20:] = 1  # in the middle of a latent's cell
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    return open_base(tiny_folders.save_tiny_base(tmp_path_factory.mktemp("base")), device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-import tiny_folders
-from controlnet.base import Base, open_base
+from controlnet.base import Base
 from controlnet.generation.pipeline import Report, generate
 from controlnet.generation.prompts import PRESETS
 from controlnet.generation.unit import Unit
@@ -17,13 +16,8 @@ SIDE = 64
 HINT = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    return open_base(tiny_folders.save_tiny_base(tmp_path_factory.mktemp("base")), device="cpu")
-
-
 def test_a_result_is_a_sequence_of_its_pictures_and_tells_how_they_were_made(base: Base):
-    units = [Unit(loud(base), HINT, channel_order="BGR"), Unit(loud(base), 255 - HINT, strength=0)]
+    units = [Unit(loud(base), HINT), Unit(loud(base), 255 - HINT, strength=0)]
     result = generate(base, ["red", "bee"], units, steps=2, seed=7, negative_prompt="a", batch_size=1)
     first, second = result
     assert (len(result), first, result[-1]) == (2, result.images[0], second)
@@ -34,7 +28,7 @@ def test_a_result_is_a_sequence_of_its_pictures_and_tells_how_they_were_made(bas
     assert result.timings.keys() == {"hints", "prompts", "sampling", "decoding"}
     assert all(seconds > 0 for seconds in result.timings.values())
     [seen] = result.hints  # of the unit that acted
-    assert np.array_equal(seen[0], HINT[..., ::-1])
+    assert np.array_equal(seen[0], HINT)
 
 
 def test_seeds_may_be_given_for_each_picture(base: Base):

@@ -1,5 +1,6 @@
 """A unit: what its network sees, how strongly it speaks at which step, and which layers of it."""
 
+import json
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -9,6 +10,8 @@ import torch
 from PIL import Image
 
 import tiny
+from controlnet.annotators.hint_file import description, encode
+from controlnet.annotators.inpaint import Inpaint, to_inpaint_hint
 from controlnet.control import ControlNet
 from controlnet.errors import UserError
 from controlnet.generation.unit import Unit, soft_weights
@@ -38,13 +41,34 @@ def test_several_hints_are_each_brought_to_the_size(control: ControlNet):
     assert pixels.shape == (2, 3, 64, 72)
 
 
-def test_a_control_that_learned_from_reversed_channels_sees_them_reversed(control: ControlNet):
-    assert torch.equal(Unit(control, RGB, channel_order="BGR").pixels((64, 72)), PIXELS.flip(1))
-
-
 def test_a_hint_of_another_number_of_channels_is_refused(control: ControlNet):
     with pytest.raises(UserError, match=r"expected \(3 channels, H, W\)"):
         _ = Unit(control, PIXELS[0, :2]).given
+
+
+WITH_HOLE = np.dstack([RGB, np.full((64, 72), 255, np.uint8)])
+WITH_HOLE[16:32, 8:40, 3] = 0
+
+
+def test_the_network_sees_minus_one_where_a_hint_for_inpainting_is_transparent(control: ControlNet, tmp_path):
+    hint, picture = tmp_path / "hint.png", tmp_path / "picture.png"
+    hint.write_bytes(encode(WITH_HOLE, json.dumps(description(Inpaint()))))
+    Image.fromarray(WITH_HOLE).save(picture)
+    expected = torch.from_numpy(to_inpaint_hint(WITH_HOLE)).permute(2, 0, 1)[None]
+    for unit in (
+        Unit(control, WITH_HOLE),
+        Unit(control, hint),
+        Unit(control, image=picture, annotator=Inpaint()),
+    ):
+        assert torch.equal(unit.pixels((64, 72)), expected)
+        smaller = unit.pixels((32, 36))
+        assert (smaller[..., 9:15, 5:19] == -1).all()
+        assert smaller[..., :6, :].min() >= 0
+
+
+def test_transparency_that_says_nothing_of_inpainting_lies_on_white(control: ControlNet, tmp_path):
+    Image.fromarray(WITH_HOLE).save(tmp_path / "drawing.png")
+    assert (Unit(control, tmp_path / "drawing.png").pixels((64, 72))[..., 16:32, 8:40] == 1).all()
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 import tiny
-import tiny_folders
-from controlnet.base import Base, open_base
+from controlnet.base import Base
 from controlnet.checkpoints.control_file import AveragedControlNet
 from controlnet.control import ControlNet
 from controlnet.generation.settings import Settings
@@ -20,16 +19,6 @@ from tiny_generation import counted, latents, loud, request
 SIDE = 64
 HINTS = torch.rand(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(5))
 LEFT = np.concatenate([np.ones((SIDE, SIDE // 2)), np.zeros((SIDE, SIDE // 2))], axis=1)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    return open_base(tiny_folders.save_tiny_base(tmp_path_factory.mktemp("base")), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def control(base: Base) -> ControlNet:
-    return loud(base)
 
 
 def made(base: Base, *units: Unit, **others: Any) -> Tensor:
@@ -89,10 +78,9 @@ def test_what_asks_for_nothing_of_the_control_is_no_control(base: Base, control:
         {"schedule": lambda progress: 1 - progress},
         {"mode": "prompt"},
         {"mode": "control"},
-        {"channel_order": "BGR"},
         {"strength": 0.5},
     ],
-    ids=["start", "end", "mask", "only the middle", "fade", "prompt", "control", "BGR", "half"],
+    ids=["start", "end", "mask", "only the middle", "fade", "prompt", "control", "half"],
 )
 def test_every_option_matters(base: Base, control: ControlNet, free: Tensor, whole: Tensor, how: dict[str, Any]):
     latent = made(base, Unit(control, HINTS[0], **how))

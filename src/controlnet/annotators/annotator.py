@@ -123,6 +123,13 @@ class Annotator(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WholePicture(Annotator):
+    """An annotator that looks at the picture as it is, unless a detect resolution is asked for."""
+
+    detect_resolution: Annotated[int, Range(0, 2048, 64)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class NetworkAnnotator(Annotator):
     """An annotator with a network: keeps it in a `functools.cached_property`, overrides `annotate_all`."""
 

@@ -17,7 +17,27 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Depth(NetworkAnnotator):
+class OfDepth(NetworkAnnotator):
+    """What annotators that look by a network of depth have in common."""
+
+    detect_resolution: Annotated[int, Range(0, 2048, 64)] = 384
+    """Shorter side in pixels of the picture that is looked at; 0 is pixel perfect: the picture's own. These networks
+    lose the large forms beyond 512."""
+    model: str = "dpt_hybrid"
+    """Which network looks."""
+    dtype: DType = "float32"
+    """Precision of the network; in bfloat16 depth has steps, which slopes made of it show."""
+
+    @cached_property
+    def network(self) -> "DenseNetwork":
+        from controlnet.annotators.dense_network import DenseNetwork
+        from controlnet.annotators.tensors import placed
+
+        return placed(DenseNetwork(self.model, self.weights_dir), self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Depth(OfDepth):
     """How near each pixel is: inverse depth, stretched from the farthest (0) to the nearest (255) of the picture."""
 
     meaning: ClassVar[Meaning] = Meaning(
@@ -28,20 +48,8 @@ class Depth(NetworkAnnotator):
         is_smooth=True,
     )
 
-    detect_resolution: Annotated[int, Range(0, 2048, 64)] = 384
-    """Shorter side in pixels of the picture that is looked at; 0 is pixel perfect: the picture's own. These networks
-    lose the large forms beyond 512."""
     model: Literal["dpt_hybrid", "depth_anything"] = "dpt_hybrid"
     """dpt_hybrid is MiDaS 3.0 (Ranftl et al. 2021), the original's; depth_anything is Depth Anything V2 Small."""
-    dtype: DType = "float32"
-    """Precision of the network; in bfloat16 depth has steps, which slopes made of it show."""
-
-    @cached_property
-    def network(self) -> "DenseNetwork":
-        from controlnet.annotators.dense_network import DenseNetwork
-        from controlnet.annotators.tensors import placed
-
-        return placed(DenseNetwork(self.model, self.weights_dir), self)
 
     def annotate_all(self, pictures_bhwc: NDArray[np.uint8]) -> Sequence[Rgb]:
         return [depth_map(inverse_depth) for inverse_depth in self.network.look(pictures_bhwc)[..., 0]]

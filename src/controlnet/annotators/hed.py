@@ -24,10 +24,9 @@ class SoftEdges(NetworkAnnotator):
     @cached_property
     def network(self) -> "HedNetwork":
         from controlnet.annotators.hed_network import HedNetwork
-        from controlnet.annotators.tensors import placed
-        from controlnet.annotators.weights import load_network
+        from controlnet.annotators.tensors import loaded
 
-        return placed(load_network(HedNetwork(), "hed", self.weights_dir), self)
+        return loaded(HedNetwork(), "hed", self)
 
     def probabilities(self, pictures_bhwc: NDArray[np.uint8]) -> NDArray[np.float32]:
         """How likely each pixel is an edge: (b, h, w) in [0, 1]."""

@@ -6,33 +6,34 @@ control of ControlNet 1.1 was trained.
 
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from controlnet.annotators.annotator import Annotator, Meaning, Range
+from controlnet.annotators.annotator import Meaning, Range, WholePicture
+from controlnet.annotators.hint_file import read_description
 from controlnet.images import Rgb, Source, decode_with_alpha, four_channels, to_hint
 
 MARK = np.float32(-1)  # of the control of ControlNet 1.1
 OPAQUE_FROM = 128  # alpha
+CONDITION = "inpaint"
 SMALLEST_SHARE = 1e-9  # not 0, which no width divides
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inpaint(Annotator):
+class Inpaint(WholePicture):
     """The picture, transparent where it is to be painted: where it is transparent itself, else in a random box."""
 
     meaning: ClassVar[Meaning] = Meaning(
-        "inpaint",
+        CONDITION,
         polarity="none",
         channel_order="RGBA",
         values="the picture's colours; transparent is -1 to the network: to be painted",
         models=("lllyasviel/control_v11p_sd15_inpaint",),
     )
 
-    detect_resolution: Annotated[int, Range(0, 2048, 64)] = 0
-    """Shorter side in pixels of the picture that is looked at; 0 looks at the picture as it is (pixel perfect)."""
     share: Annotated[float, Range(0, 1, 0.05)] = 0.25
     """Part of an opaque picture that its random box hides; 0 hides nothing."""
     seed: Annotated[int, Range(0, 2**31 - 1)] = 0
@@ -59,6 +60,11 @@ class Inpaint(Annotator):
         mask = np.zeros((height, width), bool)
         mask[top : top + box_height, left : left + box_width] = True
         return mask
+
+
+def says_inpaint(path: Path) -> bool:
+    """Whether a picture says of itself that it is a hint for inpainting, as those of `controlnet annotate` do."""
+    return (read_description(path) or {}).get("condition") == CONDITION
 
 
 def to_inpaint_hint(rgba: Rgb) -> NDArray[np.float32]:

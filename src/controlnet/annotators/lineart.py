@@ -38,11 +38,10 @@ class Lineart(NetworkAnnotator):
     @cached_property
     def network(self) -> "LineartNetwork":
         from controlnet.annotators.lineart_network import LineartNetwork
-        from controlnet.annotators.tensors import placed
-        from controlnet.annotators.weights import load_network
+        from controlnet.annotators.tensors import loaded
 
         name = "lineart_coarse" if self.coarse else "lineart"
-        return placed(load_network(LineartNetwork(), name, self.weights_dir), self)
+        return loaded(LineartNetwork(), name, self)
 
     def annotate_all(self, pictures_bhwc: NDArray[np.uint8]) -> Sequence[Rgb]:
         from controlnet.annotators.tensors import run, to_bytes
@@ -65,10 +64,9 @@ class LineartAnime(NetworkAnnotator):
     @cached_property
     def network(self) -> "AnimeNetwork":
         from controlnet.annotators.lineart_network import AnimeNetwork
-        from controlnet.annotators.tensors import placed
-        from controlnet.annotators.weights import load_network
+        from controlnet.annotators.tensors import loaded
 
-        return placed(load_network(AnimeNetwork(), "lineart_anime", self.weights_dir, _from_parallel), self)
+        return loaded(AnimeNetwork(), "lineart_anime", self, _from_parallel)
 
     def annotate_all(self, pictures_bhwc: NDArray[np.uint8]) -> Sequence[Rgb]:
         from controlnet.annotators.tensors import run, to_bytes

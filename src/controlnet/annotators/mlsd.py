@@ -42,10 +42,9 @@ class Mlsd(NetworkAnnotator):
     @cached_property
     def network(self) -> "MlsdNetwork":
         from controlnet.annotators.mlsd_network import MlsdNetwork
-        from controlnet.annotators.tensors import placed
-        from controlnet.annotators.weights import load_network
+        from controlnet.annotators.tensors import loaded
 
-        return placed(load_network(MlsdNetwork(), "mlsd", self.weights_dir, _with_counters), self)
+        return loaded(MlsdNetwork(), "mlsd", self, _with_counters)
 
     def lines(self, pictures_bhwc: NDArray[np.uint8]) -> list[Floats]:
         """The lines of each picture: (n, 4) of x, y of one end and x, y of the other, in pixels of the picture."""

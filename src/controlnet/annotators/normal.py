@@ -2,38 +2,30 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from math import pi
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from controlnet.annotators.annotator import Meaning, NetworkAnnotator, Range
-from controlnet.annotators.depth import nearness
-from controlnet.devices import DType
+from controlnet.annotators.annotator import Meaning, Range
+from controlnet.annotators.depth import OfDepth, nearness
 from controlnet.images import Rgb
-
-if TYPE_CHECKING:
-    from controlnet.annotators.dense_network import DenseNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
-class Normal(NetworkAnnotator):
+class Normal(OfDepth):
     """Which way each pixel's surface faces: to the left, up, and to the viewer."""
 
     meaning: ClassVar[Meaning] = Meaning(
         "normal",
         polarity="none",
-        channel_order="BGR",
         values="unit normal (left, up, towards the viewer) as 127.5 n + 127.5; background faces the viewer",
-        models=("lllyasviel/sd-controlnet-normal",),
+        models=("lllyasviel/sd-controlnet-normal", "lllyasviel/control_v11p_sd15_normalbae"),
         is_smooth=True,
     )
 
-    detect_resolution: Annotated[int, Range(0, 2048, 64)] = 384
-    """Shorter side in pixels of the picture that is looked at; 0 is pixel perfect: the picture's own."""
     model: Literal["dpt_hybrid", "depth_anything", "tipsv2"] = "dpt_hybrid"
     """dpt_hybrid (MiDaS, the original's) and depth_anything estimate depth, whose slopes are the normals; tipsv2
     estimates normals, whose axes are those of NYU Depth V2, on which it was trained."""
@@ -41,22 +33,14 @@ class Normal(NetworkAnnotator):
     """Of depth: pixels less near than this, from 0 (farthest) to 1 (nearest), face the viewer."""
     strength: Annotated[float, Range(0.1, 20, 0.1)] = 2 * pi
     """Of depth: how steep it is before normals lean away from the viewer, in the network's units; less is stronger."""
-    channel_order: Literal["BGR", "RGB"] = "BGR"
-    """BGR is what the first release's control was trained on; RGB (red faces left, green up, blue the viewer) is how
-    it was shown, and what the control of 1.1, normalbae, takes."""
-    dtype: DType = "float32"
-    """Precision of the network; in bfloat16 depth has steps, which the normals show."""
+    channel_order: Literal["RGB", "BGR"] = "RGB"
+    """RGB (red faces left, green up, blue the viewer) is what every control takes once it is loaded here, those that
+    learned otherwise too; BGR is for other tools, which feed the first release's control as it was trained."""
 
     def hint_meaning(self) -> Meaning:
-        models = self.meaning.models if self.channel_order == "BGR" else ("lllyasviel/control_v11p_sd15_normalbae",)
-        return replace(self.meaning, channel_order=self.channel_order, models=models)
-
-    @cached_property
-    def network(self) -> "DenseNetwork":
-        from controlnet.annotators.dense_network import DenseNetwork
-        from controlnet.annotators.tensors import placed
-
-        return placed(DenseNetwork(self.model, self.weights_dir), self)
+        if self.channel_order == "RGB":
+            return self.meaning
+        return replace(self.meaning, channel_order="BGR", models=("lllyasviel/sd-controlnet-normal",))
 
     def annotate_all(self, pictures_bhwc: NDArray[np.uint8]) -> Sequence[Rgb]:
         return [self._hint(estimate) for estimate in self.network.look(pictures_bhwc)]

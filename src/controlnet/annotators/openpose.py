@@ -34,10 +34,9 @@ class OpenPose(PeopleAnnotator):
     @cached_property
     def network(self) -> "OpenPoseNetwork":
         from controlnet.annotators.openpose_network import OpenPoseNetwork
-        from controlnet.annotators.tensors import placed
-        from controlnet.annotators.weights import load_network
+        from controlnet.annotators.tensors import loaded
 
-        return placed(load_network(OpenPoseNetwork(), "openpose_body", self.weights_dir), self)
+        return loaded(OpenPoseNetwork(), "openpose_body", self)
 
     def find(self, pictures_bhwc: NDArray[np.uint8]) -> list[People]:
         """The people of pictures of one size."""

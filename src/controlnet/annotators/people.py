@@ -38,10 +38,9 @@ class PeopleAnnotator(NetworkAnnotator):
     @cached_property
     def hand_network(self) -> "HandNetwork":
         from controlnet.annotators.hand_network import HandNetwork
-        from controlnet.annotators.tensors import placed
-        from controlnet.annotators.weights import load_network
+        from controlnet.annotators.tensors import loaded
 
-        return placed(load_network(HandNetwork(), "openpose_hand", self.weights_dir), self)
+        return loaded(HandNetwork(), "openpose_hand", self)
 
     @abstractmethod
     def find(self, pictures_bhwc: NDArray[np.uint8]) -> list[People]:

@@ -1,14 +1,16 @@
 """Pictures into a network and maps out of it, alike for all annotators with a network of ours."""
 
 # b batch, c channels, h height, w width
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from controlnet.annotators.annotator import NetworkAnnotator
+from controlnet.annotators.weights import load_network
 from controlnet.devices import choose_device, choose_dtype
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -21,6 +23,16 @@ def placed(network: Network, options: NetworkAnnotator) -> Network:
     device = choose_device(options.device)
     network.to(device, choose_dtype(options.dtype, device))
     return network
+
+
+def loaded(
+    network: Network,
+    name: str,
+    options: NetworkAnnotator,
+    translate: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict,
+) -> Network:
+    """One of our networks with the weights called `name`, as `weights.load_network` reads them, and placed."""
+    return placed(load_network(network, name, options.weights_dir, translate), options)
 
 
 def run(network: nn.Module, pictures_bhwc: NDArray[Any]) -> NDArray[np.float32]:

@@ -1,7 +1,4 @@
-"""Hints that are the picture itself, whole or in part: made blurred, made grey, or as it is.
-
-They look at the picture as it is, unless a detect resolution is asked for.
-"""
+"""Hints that are the picture itself, whole or in part: made blurred, made grey, or as it is."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -9,13 +6,13 @@ from typing import Annotated, ClassVar, Literal
 import cv2
 import numpy as np
 
-from controlnet.annotators.annotator import Annotator, Meaning, Range
+from controlnet.annotators.annotator import Meaning, Range, WholePicture
 from controlnet.annotators.scribble import darkest
 from controlnet.images import Rgb, three_channels
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tile(Annotator):
+class Tile(WholePicture):
     """The picture with its details taken away, for a control that adds better ones."""
 
     meaning: ClassVar[Meaning] = Meaning(
@@ -26,8 +23,6 @@ class Tile(Annotator):
         is_smooth=True,
     )
 
-    detect_resolution: Annotated[int, Range(0, 2048, 64)] = 0
-    """Shorter side in pixels of the picture that is looked at; 0 looks at the picture as it is (pixel perfect)."""
     down: Annotated[float, Range(1, 16, 0.5)] = 1.0
     """How many times smaller the picture is made and stretched back: 1 keeps every detail."""
 
@@ -41,7 +36,7 @@ class Tile(Annotator):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grey(Annotator):
+class Grey(WholePicture):
     """The picture without its colours, for a control that finds them."""
 
     meaning: ClassVar[Meaning] = Meaning(
@@ -52,8 +47,6 @@ class Grey(Annotator):
         is_smooth=True,
     )
 
-    detect_resolution: Annotated[int, Range(0, 2048, 64)] = 0
-    """Shorter side in pixels of the picture that is looked at; 0 looks at the picture as it is (pixel perfect)."""
     by: Literal["luminance", "intensity"] = "luminance"
     """luminance: how light it looks (L of CIE Lab); intensity: its strongest channel (V of HSV)."""
     gamma: Annotated[float, Range(0.1, 2, 0.05)] = 1.0
@@ -67,13 +60,10 @@ class Grey(Annotator):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nothing(Annotator):
+class Nothing(WholePicture):
     """The picture as it is, which is a hint already."""
 
     meaning: ClassVar[Meaning] = Meaning("none", polarity="unknown", values="those of the picture", is_smooth=True)
-
-    detect_resolution: Annotated[int, Range(0, 2048, 64)] = 0
-    """Shorter side in pixels of the picture that is looked at; 0 looks at the picture as it is (pixel perfect)."""
 
     def annotate(self, picture: Rgb) -> Rgb:
         return picture

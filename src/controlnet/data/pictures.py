@@ -21,6 +21,7 @@ VIDEOS = {".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm"}
 TABLES = {".parquet", ".arrow", ".tar"}
 CAPTIONS = (".txt", ".caption")
 PROMPT_COLUMNS = ("prompt", "text", "caption")
+IN_COLUMN = "a data set, whose prompts stand in a column (--column)"
 NAME_COLUMNS = ("file_name", "file", "target")
 METADATA = ("metadata.jsonl", "metadata.csv")  # of a folder of pictures, as the hub has it
 
@@ -60,19 +61,29 @@ def find_pictures(
     """
     path = Path(place)
     if path.is_file():
-        return _video(path) if path.suffix.lower() in VIDEOS else _files([path], path.parent, prompts, is_one=True)
+        if path.suffix.lower() not in VIDEOS:
+            return _files([path], path.parent, prompts, is_one=True)
+        _refuse_table(prompts, place, "a video: one prompt is for all its frames (--prompt, or a text file beside it)")
+        return _video(path)
     if (path / MANIFEST).is_file():
+        _refuse_table(prompts, place, f"a folder of pairs, whose prompts stand in its {MANIFEST}")
         return _pairs(path)
     if path.is_dir():
         return _folder(path, leave_out, prompts, split, column)
     if re.search(r"[*?\[]", place):
         return _glob(path, leave_out, prompts)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", place) and not path.parent.is_dir():
+        _refuse_table(prompts, place, IN_COLUMN)
         return _dataset(place, split, column)
     raise UserError(
         f"{place} is not there; expected a picture, a video, a folder, a glob in quotes ('pictures/*.jpg'), or a data "
         "set of the hub (owner/name); check the path"
     )
+
+
+def _refuse_table(prompts: Path | None, place: object, reason: str) -> None:
+    if prompts is not None:
+        raise UserError(f"--prompts {prompts} is for pictures that are files; {place} is {reason}")
 
 
 def _files(paths: list[Path], root: Path, prompts: Path | None, is_one: bool = False) -> Pictures:
@@ -95,6 +106,7 @@ def _folder(root: Path, leave_out: Path, prompts: Path | None, split: str, colum
     found = sorted(path for path in root.rglob("*") if not path.name.startswith("."))
     paths = [path for path in found if _is_picture(path, root, leave_out)]
     if not paths and any(path.suffix in TABLES for path in found):
+        _refuse_table(prompts, root, IN_COLUMN)
         return _dataset(str(root), split, column)
     return _files(paths, root, prompts)
 

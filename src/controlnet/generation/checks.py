@@ -128,8 +128,6 @@ def _weight_problems(unit: Unit) -> Iterator[str]:
         yield f"mode {unit.mode!r}; expected one of: {', '.join(MODES)}"
     if unit.resize not in RESIZES:
         yield f"resize {unit.resize!r}; expected one of: {', '.join(RESIZES)}"
-    if unit.channel_order not in ("RGB", "BGR"):
-        yield f"channel order {unit.channel_order!r}; expected RGB or BGR"
     if not math.isfinite(unit.strength):
         yield f"strength {unit.strength}; expected finite"
     weights = unit.layer_weights

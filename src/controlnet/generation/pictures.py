@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from controlnet.annotators.inpaint import MARK, says_inpaint
 from controlnet.annotators.resolution import size_at
 from controlnet.errors import UserError
-from controlnet.images import decode, to_hint
+from controlnet.images import decode, decode_with_alpha, to_hint
 
 Picture = Path | str | Image.Image | NDArray[Any] | Tensor
 Size = tuple[int, int]  # (height, width)
@@ -39,6 +40,20 @@ def read(picture: Picture, channels: int = 3) -> Tensor:
     if not (low >= 0 and high <= 1):
         raise UserError(f"a picture with values from {low:.3g} to {high:.3g}; expected 0 to 1, or uint8")
     return pixels_chw
+
+
+def read_hint(hint: Picture, channels: int = 3) -> Tensor:
+    """As `read`; hints for inpainting, files that say so and arrays (H, W, 4), keep their alpha: (4, H, W)."""
+    if channels != 3:
+        return read(hint, channels)
+    if isinstance(hint, str | Path) and Path(hint).is_file() and says_inpaint(Path(hint)):
+        return read(decode_with_alpha(Path(hint)), 4)
+    return read(hint, 4 if isinstance(hint, np.ndarray) and hint.ndim == 3 and hint.shape[2] == 4 else 3)
+
+
+def marked(pixels_chw: Tensor) -> Tensor:
+    """What a network sees of a hint (c, H, W): with alpha, as (4, H, W), the colours, and -1 where transparent."""
+    return torch.where(pixels_chw[3:] < 0.5, MARK.item(), pixels_chw[:3]) if len(pixels_chw) == 4 else pixels_chw
 
 
 def _to_pixels(picture: Picture, channels: int) -> Tensor:
@@ -121,5 +136,5 @@ def size_of(pixels_chw: Tensor) -> Size:
 
 
 def to_pictures(pixels_nchw: Tensor) -> NDArray[np.uint8]:
-    """Pixels in [0, 1] -> (n, H, W, c) uint8."""
-    return (pixels_nchw * 255).round().to("cpu", torch.uint8).movedim(1, -1).numpy()
+    """Pixels in [0, 1], or -1, which is shown black -> (n, H, W, c) uint8."""
+    return (pixels_nchw * 255).round().clamp(0).to("cpu", torch.uint8).movedim(1, -1).numpy()

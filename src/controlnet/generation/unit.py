@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from controlnet.annotators.annotator import WholePicture
+from controlnet.annotators.inpaint import Inpaint
 from controlnet.annotators.resolution import pixel_perfect
 from controlnet.control import ControlNet
 from controlnet.errors import UserError
@@ -21,8 +23,10 @@ from controlnet.generation.pictures import (
     Resize,
     Size,
     fit,
+    marked,
     original_size,
     read,
+    read_hint,
     several,
     size_of,
     to_pictures,
@@ -66,7 +70,8 @@ class Unit:
     """At generation: who controls (`control`), by what (`hint`), and how.
 
     A hint is a picture or its path; an array (H, W, c) or (H, W), uint8 or float in [0, 1]; or a tensor (c, H, W). A
-    list of them, or a tensor (n, c, H, W), is one for each of n pictures.
+    list of them, or a tensor (n, c, H, W), is one for each of n pictures. For inpainting it is transparent where the
+    picture is to be painted: an array (H, W, 4), or a file of the annotator `inpaint`.
     """
 
     control: ControlNet
@@ -89,9 +94,8 @@ class Unit:
     image: Picture | Sequence[Picture] | None = None
     """In place of a hint: the picture that `annotator` makes it from."""
     annotator: Annotate | None = None
-    """If its `detect_resolution` is 0, it looks at the picture at the very scale at which the hint is used."""
-    channel_order: Literal["RGB", "BGR"] = "RGB"
-    """BGR: the control learned from hints whose channels were reversed."""
+    """If its `detect_resolution` is 0, it looks at the picture at the very scale at which the hint is used; those whose
+    hint is the picture itself look at it as it is."""
 
     @property
     def hint_channels(self) -> int:
@@ -99,13 +103,16 @@ class Unit:
 
     @cached_property
     def given(self) -> list[Tensor]:
-        """Hints or, for the annotator, images: (c, H, W) float32, one for all or one each. UserError if unreadable."""
+        """Hints or, for the annotator, images: (c, H, W) float32, one for all or one each. UserError if unreadable.
+
+        Hints for inpainting have their alpha as fourth channel.
+        """
         if (self.hint is None) == (self.image is None) or (self.image is None) != (self.annotator is None):
             raise UserError("expected a hint, or an image and the annotator that makes a hint of it")
         if self.image is not None:
-            return [read(image) for image in several(self.image)]
+            return [self._read_image(image) for image in several(self.image)]
         assert self.hint is not None
-        return [read(hint, self.hint_channels) for hint in several(self.hint)]
+        return [read_hint(hint, self.hint_channels) for hint in several(self.hint)]
 
     def natural_size(self, resolution: int) -> Size:
         """The size of the picture that this unit is about: a hint's own; of what must be resized, the original's rule.
@@ -117,10 +124,12 @@ class Unit:
         return size if is_ready else original_size(size, resolution)
 
     def pixels(self, size: Size) -> Tensor:
-        """The hints as the network sees them, (1 or n, c, H, W) float32 in [0, 1]; annotated now, if need be."""
+        """The hints as the network sees them, (1 or n, c, H, W) float32 in [0, 1]; annotated now, if need be.
+
+        Those for inpainting are -1 where they are transparent.
+        """
         make = self._fitted if self.annotator is None else self._annotated
-        pixels_nchw = torch.stack([make(given, size) for given in self.given])
-        return pixels_nchw.flip(1) if self.channel_order == "BGR" else pixels_nchw
+        return torch.stack([marked(make(given, size)) for given in self.given])
 
     def mask_at(self, size: Size) -> Tensor | None:
         """Where the unit acts, (H, W) float32 in [0, 1]."""
@@ -146,6 +155,12 @@ class Unit:
     def layer_count(self) -> int:
         return len(self.control.zero_convs) + 1
 
+    def _read_image(self, image: Picture) -> Tensor:
+        """With alpha for an annotator that looks at it."""
+        if not isinstance(self.annotator, Inpaint) or isinstance(image, Tensor):
+            return read(image)
+        return read(self.annotator.read(image), 4)
+
     def _fitted(self, hint_chw: Tensor, size: Size) -> Tensor:
         return fit(hint_chw, size, self.resize)
 
@@ -153,9 +168,9 @@ class Unit:
         """The image's hint at `size`, cut or filled up by the image's own aspect."""
         assert self.annotator is not None
         annotator, frame = self.annotator, size_of(image_chw)
-        if getattr(annotator, "detect_resolution", None) == 0:
+        if getattr(annotator, "detect_resolution", None) == 0 and not isinstance(annotator, WholePicture):
             scale = pixel_perfect(frame[::-1], size[::-1], "fill" if self.resize == "fill" else "crop")
             annotator = replace(annotator, detect_resolution=min(scale, LARGEST_DETECTION))  # type: ignore[type-var]
-        hint_chw = read(annotator(to_pictures(image_chw[None])[0]), self.hint_channels)
+        hint_chw = read_hint(annotator(to_pictures(image_chw[None])[0]), self.hint_channels)
         smooth = getattr(getattr(annotator, "meaning", None), "is_smooth", None)
         return fit(hint_chw, size, self.resize, smooth, frame)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from controlnet.atomic import write_atomically
+from controlnet.checkpoints.architecture import scheduler_config
 from controlnet.checkpoints.folder import save_base_folder
 from controlnet.checkpoints.parts import BaseParts
 from controlnet.data.colours import NAMES, RGB
@@ -198,16 +199,6 @@ UNET: dict[str, Any] = dict(
     cross_attention_dim=TEXT["hidden_size"],
     norm_num_groups=16,
 )
-SCHEDULER: dict[str, Any] = dict(  # Stable Diffusion's
-    num_train_timesteps=1000,
-    beta_start=0.00085,
-    beta_end=0.012,
-    beta_schedule="scaled_linear",
-    clip_sample=False,
-    set_alpha_to_one=False,
-    steps_offset=1,
-    prediction_type="epsilon",
-)
 SCENES = 32_768  # drawn once and encoded once
 EMPTY_PROMPTS = 0.1  # so that the base also knows pictures without words, for guidance
 # First what is where and of which colour: each error counts as that of the velocity does, which the noisiest steps
@@ -298,7 +289,7 @@ def train_diffusion(
     large = np.flatnonzero([is_large(scene) for scene in scenes[:SCENES]])
     favoured = {"large": large, "centred": np.arange(SCENES, len(scenes))}
     nothing = tokenize(tokenizer, [""], device)
-    signal_shares = DDIMScheduler(**SCHEDULER).alphas_cumprod.to(device)
+    signal_shares = DDIMScheduler.from_config(scheduler_config("sd1")).alphas_cumprod.to(device)
     latents = latents.to(device)
 
     def loss(stage: Stage, step: int, part: slice) -> Tensor:
@@ -354,6 +345,5 @@ def make_embedded_base(
     every = [*scenes, *centred]
     unet = train_diffusion(work, stages, latents / deviation, every, tokenizer, text, seed, device, report, compiled)
     vae.register_to_config(scaling_factor=1 / deviation.item())
-    config = DDIMScheduler(**SCHEDULER).config
-    scheduler = {name: it for name, it in config.items() if not name.startswith("_")} | {"_class_name": "DDIMScheduler"}
+    scheduler = {**scheduler_config("sd1"), "prediction_type": "epsilon"}
     save_base_folder(BaseParts(unet, vae, [text], [tokenizer], scheduler, "sd1"), out, torch.float16)
