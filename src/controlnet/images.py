@@ -127,6 +127,16 @@ def encode_png(rgb: Rgb, path: Path) -> None:
     write_atomically(path, lambda temporary: Image.fromarray(rgb).save(temporary, format="PNG"))
 
 
+WRITTEN = {"jpg": ("JPEG", {"quality": 95}), "png": ("PNG", {}), "webp": ("WEBP", {"quality": 95})}
+
+
+def encoded(rgb: Rgb, format: str) -> bytes:
+    """rgb as a file of one of the formats in WRITTEN; only PNG loses nothing."""
+    written, (name, options) = BytesIO(), WRITTEN[format]
+    Image.fromarray(rgb).save(written, format=name, **options)
+    return written.getvalue()
+
+
 def is_whole_png(path: Path) -> bool:
     """Whether there is a file at `path` that ends as a PNG does."""
     try:
