@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.stamp-dev
 
-.PHONY: setup demo test test-all lint bench docs
+.PHONY: setup demo test test-all lint bench docs browser
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -24,11 +24,17 @@ $(BIN)/python:
 demo: $(READY)
 	$(BIN)/controlnet demo --out demo
 
-test: $(READY)
+test: $(READY) browser
 	$(BIN)/python -m pytest -q -m 'not slow'
 
-test-all: $(READY)
+test-all: $(READY) browser
 	$(BIN)/python -m pytest -q
+
+# the tests of the web app drive a real Chromium: an installed one, else Debian's package where we may install it
+browser:
+	@command -v chromium chromium-browser google-chrome >/dev/null || { \
+	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium; } || { \
+	  echo 'the tests need Chromium; on Debian and Ubuntu: apt install chromium' >&2; exit 1; }
 
 lint: $(READY)
 	$(BIN)/ruff check .
