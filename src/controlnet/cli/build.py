@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import tyro
 
 from controlnet.cli.common import Compute
+from controlnet.errors import UserError
 
 if TYPE_CHECKING:
     from controlnet.build.counts import Counts
+    from controlnet.build.engine import Engine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,10 @@ class Build(Compute):
     out: tyro.conf.Positional[Path]
     """Folder of the data set."""
     workers: int | None = None
-    """Shards under way at once; by default one more than there are cores."""
+    """Shards under way at once; by default one more than there are cores. With --ray, actors."""
+    ray: str | None = None
+    """Work on a Ray cluster: "auto" joins the one this machine belongs to, an address another, "local" begins one
+    here. OUT must be a folder that all nodes see."""
     connections: int = 64
     """Downloads under way at once, in each shard."""
     weights_dir: Path | None = None
@@ -44,7 +49,7 @@ class Build(Compute):
         console = Console(stderr=True)
         recipe = read_recipe(self.recipe)
         context = Context(self.device, self.dtype, self.weights_dir, self.connections)
-        engine = Threads(self.workers or cores() + 1)
+        engine = Threads(self.workers or cores() + 1) if self.ray is None else self._on_ray(self.ray)
         with console.status("") as status:
             so_far: dict[str, Counts] = {}
 
@@ -57,6 +62,15 @@ class Build(Compute):
             built = build(recipe, self.out, context, engine, report, self.keep_work)
         Console().print(_table(built.counts))
         print(f"{built.rows:,} rows in {len(built.shards)} shards in {self.out}")
+
+    def _on_ray(self, address: str) -> "Engine":
+        from importlib.util import find_spec
+
+        from controlnet.build.ray_engine import OnRay
+
+        if find_spec("ray") is None:
+            raise UserError("--ray needs Ray, which is not installed; run: pip install 'controlnet[scale]'")
+        return OnRay(None if address == "local" else address, self.workers)
 
 
 def _table(counts: "dict[str, Counts]") -> object:
