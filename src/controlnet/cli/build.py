@@ -73,6 +73,68 @@ class Build(Compute):
         return OnRay(None if address == "local" else address, self.workers)
 
 
+@dataclass(frozen=True, kw_only=True)
+class BuildIndex(Compute):
+    """Index pictures with their captions, to search them by words or by a picture."""
+
+    pictures: tyro.conf.Positional[str]
+    """A folder, a glob in quotes, or a data set."""
+    out: tyro.conf.Positional[Path]
+    """Folder of the index."""
+    model: str = "openai/clip-vit-base-patch32"
+    """CLIP model: a name of the hub, or a folder."""
+
+    def __call__(self) -> None:
+        from rich.console import Console
+
+        from controlnet.build.clip import Clip
+        from controlnet.build.index import build_index
+
+        with Console(stderr=True).status("embedding pictures") as status:
+            clip = Clip(self.model, self.device, self.dtype)
+            count, failed = build_index(
+                self.pictures, self.out, clip, self.model, lambda seen: status.update(f"{seen:,} pictures")
+            )
+        print(f"{count:,} pictures in {self.out}" + (f"; {failed:,} could not be read" if failed else ""))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(Compute):
+    """Show the pictures of an index that are nearest to words or to a picture, on one sheet."""
+
+    index: tyro.conf.Positional[Path]
+    """Folder that `controlnet build index` wrote."""
+    out: tyro.conf.Positional[Path] = Path("found.png")
+    """PNG to write."""
+    text: str | None = None
+    """What to search for, in words."""
+    image: Path | None = None
+    """Or the picture to search for what is like it."""
+    count: int = 16
+    """How many pictures."""
+    model: str | None = None
+    """CLIP model; by default the one that the index was built with."""
+
+    def __call__(self) -> None:
+        if (self.text is None) == (self.image is None):
+            raise UserError("give --text or --image, one of them")
+        if self.count < 1:
+            raise UserError(f"--count is {self.count}; expected at least 1")
+        from controlnet.build.clip import Clip
+        from controlnet.build.index import Index, contact_sheet
+        from controlnet.images import decode, encode_png
+
+        index = Index(self.index)
+        clip = Clip(self.model or index.about["model"], self.device, self.dtype)
+        query = clip.of_texts([self.text]) if self.text is not None else clip.of_pictures([decode(str(self.image))])
+        [found] = index.search(query, self.count)
+        encode_png(contact_sheet(found), self.out)
+        for each in found:
+            place = each.metadata.get("path") or each.metadata.get("url")
+            print(f"{each.similarity:.3f}  {place}  {each.metadata.get('caption') or ''}")
+        print(self.out)
+
+
 def _table(counts: "dict[str, Counts]") -> object:
     """What became of the rows, stage by stage."""
     from rich.table import Table
