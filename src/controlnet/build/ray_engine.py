@@ -3,9 +3,10 @@
 What a lost actor or node was working on is done again elsewhere; shards that are whole stay.
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from controlnet.build.counts import Counts
 from controlnet.build.engine import Done
@@ -30,7 +31,7 @@ class OnRay:
         self.workers = workers
         if not ray.is_initialized():
             try:
-                ray.init(address, log_to_driver=False, include_dashboard=False, logging_level="warning")
+                ray.init(address, log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING)
             except ConnectionError as error:
                 raise UserError(f"no Ray cluster at {address} ({error}); `ray start --head` begins one") from error
 
@@ -75,7 +76,7 @@ class _Pool:
         import ray
 
         on_device = any(stage.place == "device" for _, stage in work.stages) and ray.cluster_resources().get("GPU", 0)
-        kind = ray.remote(max_concurrency=SIDE_BY_SIDE, num_cpus=1, num_gpus=int(bool(on_device)))(_Worker)
+        kind = cast(Any, ray.remote)(max_concurrency=SIDE_BY_SIDE, num_cpus=1, num_gpus=int(bool(on_device)))(_Worker)
         self._make: Callable[[], Any] = lambda: kind.options(scheduling_strategy="SPREAD").remote(ray.put(work))
         self.actors: dict[Any, int] = {self._make(): 0 for _ in range(size)}
         self.under_way: dict[Any, tuple[Any, int, int]] = {}
