@@ -44,6 +44,8 @@ class Stage(ABC):
     """A pure function of rows, with what it needs set up once per worker."""
 
     rows_at_once: ClassVar[int] = 32
+    retry_later: ClassVar[frozenset[str]] = frozenset()
+    """Reasons of failure that may be gone later: such rows are tried once more at the end."""
 
     @property
     def place(self) -> Place:
