@@ -40,15 +40,17 @@ WARM_UP = 2  # rounds whose time does not count
 Call = Callable[[int], Any]  # round -> a number or a picture on the CPU, so a GPU has been waited for
 
 
-def in_turns(ours: Call, theirs: Call, rounds: int) -> tuple[list[tuple[Any, Any]], dict[str, float]]:
+def in_turns(
+    ours: Call, theirs: Call, rounds: int, warm_up: int = WARM_UP
+) -> tuple[list[tuple[Any, Any]], dict[str, float]]:
     """What both give, round after round, each first in every other; and their median seconds."""
     results, seconds = {ours: [], theirs: []}, {ours: [], theirs: []}
-    for number in range(WARM_UP + rounds):
+    for number in range(warm_up + rounds):
         for call in (ours, theirs) if number % 2 else (theirs, ours):
             start = time.perf_counter()
             results[call].append(call(number))
             seconds[call].append(time.perf_counter() - start)
-    mine, peers = (median(seconds[call][WARM_UP:]) for call in (ours, theirs))
+    mine, peers = (median(seconds[call][warm_up:]) for call in (ours, theirs))
     pairs = list(zip(results[ours], results[theirs], strict=True))
     return pairs, {"ours": mine, "theirs": peers, "ratio": peers / mine}
 

@@ -15,7 +15,7 @@ ROOT = Path(controlnet.__file__).parent
 # right to left of design.md: each part may import those before it; parts of one line do not import each other
 LAYERS = (
     {"images"},
-    {"control"},
+    {"control", "speed"},
     {"checkpoints"},
     {"base"},
     {"annotators"},

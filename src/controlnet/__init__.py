@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from controlnet.data.pairs import Pairs
     from controlnet.errors import UserError
     from controlnet.generation.lora import load_lora
+    from controlnet.generation.memory import Memory
     from controlnet.generation.pipeline import generate
     from controlnet.generation.result import Result
     from controlnet.generation.settings import Settings
@@ -29,6 +30,7 @@ _HOME_OF = {
     "Encoder": "controlnet.control",
     "Features": "controlnet.control",
     "HintEncoder": "controlnet.control",
+    "Memory": "controlnet.generation.memory",
     "Pairs": "controlnet.data.pairs",
     "Prompt": "controlnet.control",
     "Result": "controlnet.generation.result",
@@ -51,6 +53,7 @@ __all__ = [
     "Encoder",
     "Features",
     "HintEncoder",
+    "Memory",
     "Pairs",
     "Prompt",
     "Result",

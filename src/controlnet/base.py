@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
+from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
@@ -28,9 +27,11 @@ from controlnet.choices import Prediction
 from controlnet.control import Decoder, Encoder, Prompt
 from controlnet.devices import Device, DType, choose_device, choose_dtype
 from controlnet.errors import UserError
+from controlnet.speed import suit
 
 EMBEDDED = "embedded"
-FEW_TOKENS = 32 * 32  # of a latent; the scores of one head and picture then take 4 MB
+NEW_CHUNK = "\f"  # in a prompt: what follows is heard in a chunk of its own
+Token = TypeVar("Token")  # its id, or its weight
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Base(BaseParts):
     encoder: Encoder = field(init=False)
     decoder: Decoder = field(init=False)
     schedule: Schedule = field(init=False)
+    home: torch.device | None = field(init=False, default=None)
+    """Where it computes, if it is not where its models are: they are brought there as `generation.placing` says."""
     _hash: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
@@ -74,7 +77,7 @@ class Base(BaseParts):
 
     @property
     def device(self) -> torch.device:
-        return self.unet.device
+        return self.home or self.unet.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -96,9 +99,10 @@ class Base(BaseParts):
     ) -> Prompt:
         """Prompts -> what the U-Net hears, context (b, 77 k, d).
 
-        Prompts of more than 75 tokens are heard in chunks of 75, each encoded apart; all prompts of a call get as many
-        chunks as the longest. `clip_skip` counts text encoder layers from the end, 1 is the last (SDXL: the
-        penultimate, which it was trained with). `size_hw` is told to SDXL as the picture's size; default `resolution`.
+        Prompts of more than 75 tokens are heard in chunks of 75, each encoded apart, and so is what a form feed parts;
+        all prompts of a call get as many chunks as the longest. `clip_skip` counts text encoder layers from the end, 1
+        is the last (SDXL: the penultimate, which it was trained with). `size_hw` is told to SDXL as the picture's size;
+        default `resolution`.
         UserError if the text encoder has fewer layers than `clip_skip`.
         """
         self.check_clip_skip(clip_skip)
@@ -152,12 +156,7 @@ class Base(BaseParts):
     def hash(self) -> str:
         """SHA-256 over all weights, as they were when first asked; the same in float32 and bfloat16."""
         if not self._hash:
-            digest = hashlib.sha256()
-            for part in self._parts():
-                for name, tensor in part.state_dict().items():
-                    digest.update(f"{name} {tuple(tensor.shape)}".encode())
-                    digest.update(tensor.to("cpu", torch.bfloat16).flatten().view(torch.uint8).numpy())
-            self._hash = digest.hexdigest()
+            self._hash = weights_hash(self._parts())
         return self._hash
 
     def _parts(self) -> list[nn.Module]:
@@ -167,18 +166,37 @@ class Base(BaseParts):
         return self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0
 
 
+def weights_hash(parts: Sequence[nn.Module]) -> str:
+    """SHA-256 over the weights of some models; the same in float32 and bfloat16."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for name, tensor in part.state_dict().items():
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.to("cpu", torch.bfloat16).flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
     """Prompts -> token ids (b, k, 77): chunks of 75 between start and end, padded; k as the longest prompt needs."""
     length = min(tokenizer.model_max_length, PROMPT_LENGTH)  # some folders leave it unset, which means without end
     room = length - 2
-    every = tokenizer(list(prompts), add_special_tokens=False, verbose=False).input_ids
-    chunks = max(1, *(-(-len(ids) // room) for ids in every))
+    parted = [prompt.split(NEW_CHUNK) for prompt in prompts]
+    ids = iter(
+        tokenizer([part for parts in parted for part in parts], add_special_tokens=False, verbose=False).input_ids
+    )
+    every = [[chunk for _ in parts for chunk in chunked(next(ids), room)] for parts in parted]
+    chunks = max(map(len, every))
     rows = []
-    for ids in every:
-        for start in range(0, chunks * room, room):
-            row = [tokenizer.bos_token_id, *ids[start : start + room], tokenizer.eos_token_id]
+    for own in every:
+        for chunk in [*own, *[[]] * (chunks - len(own))]:
+            row = [tokenizer.bos_token_id, *chunk, tokenizer.eos_token_id]
             rows.append(row + [tokenizer.pad_token_id] * (length - len(row)))
     return torch.tensor(rows).reshape(len(prompts), chunks, length)
+
+
+def chunked(tokens: Sequence[Token], room: int) -> list[Sequence[Token]]:
+    """What is said of each token in pieces of `room`; of none, one empty piece."""
+    return [tokens[start : start + room] for start in range(0, max(len(tokens), 1), room)]
 
 
 def open_base(
@@ -188,12 +206,14 @@ def open_base(
     ema: bool = False,
     tokenizer: str | Path | None = None,
     prediction: Prediction | None = None,
+    resident: bool = True,
 ) -> Base:
     """The base called `source`: "embedded" (in this package), a folder in diffusers layout, a single file, a hub id, or
     the name of a public one in our table of models ("sd15").
 
     SD 1.x, SD 2.x and SDXL. A single file may be pickled: nothing in it is run. `ema` takes its averaged weights;
     `tokenizer` is a folder, for it carries none; `prediction` is what the base predicts, where its file does not say.
+    Unless it is `resident` on the device, its models stay in main memory until `generate` brings them there in turn.
     UserError says what is missing and what to put where.
     """
     place = base_place(str(source))
@@ -205,10 +225,13 @@ def open_base(
         raise UserError(f"base {source}: a folder holds one set of weights, mostly the averaged one; leave out --ema")
     else:
         parts = load_base_folder(place, torch_dtype, tokenizer, prediction)
-    for part in (parts.unet, parts.vae, *parts.text_encoders):
-        part.to(torch_device)
+    if resident:
+        for part in (parts.unet, parts.vae, *parts.text_encoders):
+            part.to(torch_device)
     suit(parts.unet)
-    return Base(**vars(parts), source=str(source))
+    base = Base(**vars(parts), source=str(source))
+    base.home = None if resident else torch_device
+    return base
 
 
 def base_place(source: str) -> Path:
@@ -217,13 +240,3 @@ def base_place(source: str) -> Path:
         return Path(str(files("controlnet") / "assets" / "embedded"))
     named = None if Path(source).expanduser().exists() else resolve_base(source)
     return find_base(named or source)
-
-
-def suit(unet: UNet2DConditionModel) -> None:
-    """Channels last; and on a CPU plain attention while its scores are small, where torch's fused one is slow.
-
-    On two cores a float32 training step of the embedded base takes 0.40 s so and 0.45 s as opened (bfloat16: 0.29 s).
-    """
-    unet.to(memory_format=torch.channels_last)
-    if unet.device.type == "cpu" and unet.config.sample_size**2 <= FEW_TOKENS:
-        unet.set_attn_processor(AttnProcessor())

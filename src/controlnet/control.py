@@ -157,8 +157,8 @@ class ControlNet(nn.Module):
         super().__init__()
         channels = encoder.skip_channels()
         self.encoder, self.hint_encoder = encoder, HintEncoder(hint_channels, channels[0])
-        self.zero_convs = nn.ModuleList(zero_conv(count) for count in channels)
-        self.zero_conv_middle = zero_conv(channels[-1])
+        self.zero_convs, self.zero_conv_middle = nn.ModuleList(map(zero_conv, channels)), zero_conv(channels[-1])
+        self.decoder: Decoder | None = None  # in place of the base's, once that is unlocked and trained with this
 
     @classmethod
     def from_base(cls, unet: UNet2DConditionModel, hint_channels: int = 3) -> "ControlNet":

@@ -103,3 +103,27 @@ def test_each_text_encoder_of_sdxl_keeps_its_own_mean_and_the_pooled_text_stays(
 def test_presets_are_keywords_of_generate():
     assert PRESETS["original"]["added_prompt"] == "best quality, extremely detailed"
     assert all(preset.keys() == {"added_prompt", "negative_prompt"} for preset in PRESETS.values())
+
+
+@pytest.mark.parametrize("text", ["a BREAK bee", "a\nBREAK\nbee", "aBREAK bee BREAKs"])
+def test_only_the_word_break_begins_a_chunk(bases: dict[str, Base], text: str):
+    chunks = 2 if " BREAK " in text or "\nBREAK\n" in text else 1
+    assert hear(bases["sd1"], [text], 1, (64, 64)).context_btd.shape[1] == 77 * chunks
+
+
+def test_what_break_parts_is_heard_apart_with_its_own_weights(bases: dict[str, Base]):
+    for base in bases.values():
+        parted = hear(base, ["a (red:1.5) BREAK [bee]", "a bee"], 1, (64, 64)).context_btd
+        alone = [hear(base, [text], 1, (64, 64)).context_btd[0] for text in ("a (red:1.5)", "[bee]", "a bee", "")]
+        torch.testing.assert_close(parted[0], torch.cat(alone[:2]))
+        torch.testing.assert_close(parted[1], torch.cat(alone[2:]))
+
+
+def test_a_long_part_takes_chunks_of_its_own(bases: dict[str, Base]):
+    heard = hear(bases["sd1"], [f"{LONG} BREAK (bee:1.5)"], 1, (64, 64)).context_btd[0]
+    alone = [hear(bases["sd1"], [text], 1, (64, 64)).context_btd[0] for text in (LONG, "(bee:1.5)")]
+    torch.testing.assert_close(heard, torch.cat(alone))
+
+
+def test_break_is_a_word_where_weights_are_text(bases: dict[str, Base]):
+    assert bases["sd1"].encode_prompts(["a BREAK bee"]).context_btd.shape[1] == 77

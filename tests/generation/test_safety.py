@@ -1,6 +1,7 @@
 """Safety: a random tiny checker, made on the spot, asked as diffusers asks it; and what is done to what it finds."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from controlnet.base import open_base
 from controlnet.cli.main import run
 from controlnet.errors import UserError
 from controlnet.generation.pipeline import generate
-from controlnet.generation.safety import find_checker, hidden, open_checker
+from controlnet.generation.safety import find_checker, hidden, open_checker, prepared
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (6, 80, 64, 3), np.uint8)
 PICTURES[3:] //= 4
@@ -46,7 +47,7 @@ def test_pictures_are_judged_as_diffusers_judges_them(tmp_path: Path):
         processor = CLIPImageProcessorPil.from_pretrained(tmp_path / "feature_extractor")
         seen = processor([Image.fromarray(rgb) for rgb in PICTURES], return_tensors="pt").pixel_values
         checker = open_checker(tmp_path, torch.device("cpu"))
-        ours = torch.stack([checker._prepared(rgb) for rgb in PICTURES])
+        ours = torch.stack([prepared(rgb, checker.preparation) for rgb in PICTURES])
         assert (ours - seen).abs().max() < 1e-5
         assert checker.finds_unsafe(PICTURES) == network(seen, [np.zeros(1)] * len(PICTURES))[1]
 
@@ -134,3 +135,29 @@ def test_flag_says_that_nothing_was_checked_where_there_is_no_checker(
         assert run(["generate", "--base", str(base), *options, "--safety", mode, "--out", str(tmp_path / mode)]) == 2
         assert "no safety checker" in capsys.readouterr().err
         assert not (tmp_path / mode).exists()
+
+
+def test_the_checker_of_a_base_on_the_hub_is_fetched_when_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The hub's own library downloads; here it copies what it is asked for from a folder that is the hub."""
+    hub, cache = tiny_folders.save_tiny_base(tmp_path / "hub"), tmp_path / "cache"
+    save_checker(hub, 0.4)
+
+    def download(repository: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        assert repository == "someone/base"
+        for path in hub.rglob("*"):
+            name = path.relative_to(hub)
+            if path.is_file() and any(name.match(pattern) for pattern in allow_patterns):
+                (cache / name).parent.mkdir(parents=True, exist_ok=True)
+                (cache / name).write_bytes(path.read_bytes())
+        return str(cache)
+
+    monkeypatch.setattr("controlnet.checkpoints.folder.snapshot_download", download)
+    open_base("someone/base", "cpu")
+    assert not (cache / "safety_checker").exists()
+    assert find_checker("someone/base", None) == cache
+    assert len(open_checker(cache, torch.device("cpu")).finds_unsafe(PICTURES)) == len(PICTURES)
+    shutil.rmtree(hub / "safety_checker")
+    shutil.rmtree(cache)
+    assert find_checker("someone/base", None) is None

@@ -5,7 +5,7 @@ import struct
 import zlib
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import cv2
 import numpy as np
@@ -56,11 +56,11 @@ def encode_detail(detail: NDArray[np.uint8] | dict[str, Any], size: tuple[int, i
     return ".png", cv2.imencode(".png", to_size(detail, size, is_smooth=False), GREY)[1].tobytes()
 
 
-def read_description(path: Path) -> dict[str, Any] | None:
-    """What `description` said when the hint at `path` was made; None for a picture that does not say."""
+def read_description(source: Path | IO[bytes]) -> dict[str, Any] | None:
+    """What `description` said when the hint in a file was made; None for a picture that does not say."""
     from PIL import Image
 
-    with Image.open(path) as image:
+    with Image.open(source) as image:
         text = image.info.get(KEY)
     return json.loads(text) if isinstance(text, str) else None
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from controlnet.checkpoints import control_diffusers
@@ -33,12 +34,20 @@ class SingleFile:
     header: Mapping[str, str]
 
     def write_with_control(
-        self, path: Path, state: Mapping[str, Tensor], metadata: ControlMetadata, progress: Progress | None = None
+        self,
+        path: Path,
+        state: Mapping[str, Tensor],
+        metadata: ControlMetadata,
+        progress: Progress | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        """A full model, as the original's scripts want it: this base and a control, by our names, in one file."""
+        """A full model, as the original's scripts want it: this base and a control, by our names, in one file.
+
+        In another precision if `dtype` says so.
+        """
         said = json.loads(self.header.get(HEADER, "{}")) | {IN_FULL: json.loads(metadata.to_json())}
         tensors = {**self.tensors, **to_names(state, "ldm")}
-        write_tensors(path, tensors, {**self.header, HEADER: json.dumps(said)}, progress=progress)
+        write_tensors(path, tensors, {**self.header, HEADER: json.dumps(said)}, dtype, progress)
 
 
 @dataclass(frozen=True)

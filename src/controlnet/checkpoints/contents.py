@@ -173,6 +173,8 @@ def recognise(
 
 def part_of(name: str, contents: Contents) -> str:
     """Of one tensor of a file with these contents: one of its parts, or "other"."""
+    if contents.layout == "controlnet" and name.startswith("decoder."):
+        return "decoder"
     if contents.layout != "ldm":
         return contents.parts[0] if contents.parts else OTHER
     return next((part for part, prefixes in PREFIXES.items() if name.startswith(prefixes)), OTHER)

@@ -17,9 +17,10 @@ from controlnet.atomic import write_atomically
 from controlnet.checkpoints.contents import Family
 from controlnet.checkpoints.control_formats import CONFIG, open_control
 from controlnet.checkpoints.control_metadata import Base, ChannelOrder, ControlMetadata, Said
+from controlnet.checkpoints.decoder import PREFIX, SHARED
 from controlnet.checkpoints.models import resolve_control
 from controlnet.checkpoints.strict import check_fit
-from controlnet.control import ControlNet, Features, Prompt
+from controlnet.control import ControlNet, Decoder, Encoder, Features, Prompt
 from controlnet.errors import UserError
 
 __all__ = ["NAME_IN_RUN", "ControlMetadata", "find_control", "load_control", "read_metadata", "save_control"]
@@ -39,8 +40,11 @@ class AveragedControlNet(ControlNet):
 
 
 def save_control(path: Path, control: ControlNet, metadata: ControlMetadata, dtype: torch.dtype | None = None) -> None:
-    """Write a control, whole or not at all; in another precision if `dtype` says so. UserError if the disk is full."""
-    state = control.state_dict()
+    """Write a control, whole or not at all; in another precision if `dtype` says so. UserError if the disk is full.
+
+    If it has a trained decoder, that is in the file too.
+    """
+    state = {name: tensor for name, tensor in control.state_dict().items() if not name.startswith(PREFIX + SHARED)}
     tensors = {name: tensor.to("cpu", dtype or tensor.dtype).contiguous() for name, tensor in state.items()}
     write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata.to_header()))
 
@@ -52,13 +56,15 @@ def load_control(
     condition: str | None = None,
     channel_order: ChannelOrder | None = None,
     polarity: str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[ControlNet, ControlMetadata]:
-    """A control ready to be used with `base`, on its device, in its precision and layout; and what is known of it.
+    """A control ready to be used with `base`, on its device, in its layout; and what is known of it.
 
     `path` is a file in any format, a run's folder, a diffusers folder, the name of a control in this package ("circle")
     or of a public one in the hub's cache, or its condition ("canny"). The other arguments say what the file does not,
     and prevail. A control whose hints are BGR takes RGB ones, as all hints here are, once it is loaded: its first
-    convolution is turned round, and its metadata say RGB.
+    convolution is turned round, and its metadata say RGB. `dtype` is its precision, by default the base's. If the base
+    was unlocked when it was trained, it has a decoder of its own, which is then used in place of the base's.
     UserError if it is not there, is no control, or was made for another kind of base or of hint: all reasons at once.
     """
     file = open_control(find_control(path, base.family), Said(condition, channel_order, polarity))
@@ -73,9 +79,14 @@ def load_control(
         structure.set_attn_processor(dict(base.unet.attn_processors))
         kind = AveragedControlNet if metadata.averaged else ControlNet
         control = kind.from_base(structure, metadata.hint_channels)
-    check_fit(str(file.path), file.state, control.state_dict())
-    control.load_state_dict(_with_rgb_hints(file.state, metadata), assign=True)
-    control.to(base.unet.device, base.unet.dtype)
+        control.decoder = Decoder(structure) if file.decoder else None
+    state = _with_rgb_hints(file.state, metadata) | {PREFIX + name: tensor for name, tensor in file.decoder.items()}
+    if control.decoder is not None:  # what it shares with the base's encoder was not trained
+        shared = Encoder(base.unet).embed_time.state_dict()
+        state |= {f"{PREFIX}{SHARED}{name}": tensor.clone() for name, tensor in shared.items()}
+    check_fit(str(file.path), state, control.state_dict())
+    control.load_state_dict(state, assign=True)
+    control.to(base.unet.device, dtype or base.unet.dtype)
     if base.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last):
         control.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return control.eval().requires_grad_(False), replace(metadata, channel_order="RGB")

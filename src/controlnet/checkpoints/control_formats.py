@@ -21,6 +21,7 @@ from controlnet.checkpoints import control_diffusers
 from controlnet.checkpoints.contents import HEADER, Contents, recognise, wrong_kind
 from controlnet.checkpoints.control_conventions import with_convention
 from controlnet.checkpoints.control_metadata import ControlMetadata, Said
+from controlnet.checkpoints.decoder import split
 from controlnet.checkpoints.folder import read_json, weight_files
 from controlnet.checkpoints.ldm import CONTROL, Part, names
 from controlnet.checkpoints.parts import reading
@@ -48,6 +49,9 @@ class ControlFile:
     metadata: ControlMetadata
     tensors: Mapping[str, Tensor]
     """All of the file's, by its own names: of a full model also the base's."""
+    decoder: Mapping[str, Tensor]
+    """Of the base's decoder if it was trained with the control, by the names of `controlnet.control.Decoder`; else
+    empty. Only our own format has it."""
 
     @property
     def is_full(self) -> bool:
@@ -62,12 +66,13 @@ def open_control(path: Path, said: Said = NOTHING) -> ControlFile:
     contents = recognise(file.tensors, file.metadata, file.others)
     if contents.kind not in ("control", "base with control") or contents.family is None:
         raise UserError(wrong_kind(path, contents, "a ControlNet for SD 1.x, SD 2.x or SDXL"))
-    state = _by_our_names(path, file.tensors, contents.layout)
+    tensors, decoder = split(file.tensors) if contents.layout == "controlnet" else (file.tensors, {})
+    state = _by_our_names(path, tensors, contents.layout)
     with reading(path, "ControlNet"):  # a stranger's shapes and words make whatever error they like
         metadata = said.over(_metadata(path, state, contents, file, config))
         wanted = control_diffusers.structure(state, metadata).state_dict()
     check_fit(str(path), state, wanted)
-    return ControlFile(path, contents, state, metadata, file.tensors)
+    return ControlFile(path, contents, state, metadata, file.tensors, decoder)
 
 
 def write_control(

@@ -6,7 +6,7 @@ Weights are read by `tensor_file` whether they are safetensors or pickled: no fi
 import copy
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from controlnet.choices import Prediction
 from controlnet.errors import UserError
 
 PARTS = ("unet", "vae", "scheduler", "tokenizer", "text_encoder")  # subfolders of a folder in diffusers layout
+MODELS = ("unet", "vae", "text_encoder")  # of them, those that every base has weights for
 SECOND_PARTS = ("tokenizer_2", "text_encoder_2")  # what SDXL has besides
 CONFIGS = {
     "scheduler": "scheduler_config.json",
@@ -97,13 +98,25 @@ def find_base(source: str) -> Path:
         ) from error
 
 
-def _download(repository: str) -> Path:
+def fetch_part(repository: str, parts: Sequence[str], model: str) -> Path:
+    """The folder that has these subfolders of a repository, one of them with a model's weights, if it has them.
+
+    What the hub does not give, and is not in the cache, is not there.
+    """
+    try:
+        return _download(repository, parts, [model])
+    except (OSError, ValueError):
+        return find_base(repository)
+
+
+def _download(repository: str, parts: Sequence[str] = (*PARTS, *SECOND_PARTS), models: Sequence[str] = MODELS) -> Path:
+    """Of the subfolders `parts`, of which `models` have weights."""
     for patterns, ignored in DOWNLOADS:
-        wanted = [f"{part}/{name}" for part in (*PARTS, *SECOND_PARTS) for name in ("*.json", "*.txt", *patterns)]
+        wanted = [f"{part}/{name}" for part in parts for name in ("*.json", "*.txt", *patterns)]
         path = Path(
             snapshot_download(repository, allow_patterns=["model_index.json", *wanted], ignore_patterns=ignored)
         )
-        if all(weight_files(path / part) for part in ("unet", "vae", "text_encoder")):
+        if all(weight_files(path / model) for model in models):
             break
     return path
 
@@ -229,6 +242,15 @@ def save_base_folder(parts: BaseParts, out: Path, dtype: torch.dtype | None = No
     version = {"_diffusers_version": diffusers.__version__}
     _write_json(out / "scheduler" / CONFIGS["scheduler"], {**parts.scheduler_config, **version})
     _write_json(out / "model_index.json", {**PIPELINES[parts.family], **version, **index})
+
+
+def write_unet(
+    folder: Path, unet: UNet2DConditionModel, changed: Mapping[str, Tensor], dtype: torch.dtype | None
+) -> None:
+    """A U-Net's folder in diffusers layout, some of its tensors replaced. UserError if the disk is full."""
+    tensors = {**unet.state_dict(), **changed}
+    write_tensors(folder / f"{STEMS[0]}.safetensors", tensors, {"format": "pt"}, dtype)
+    unet.save_config(folder)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -66,6 +66,11 @@ def merge(expression: str, files: Mapping[str, ControlFile], layers: Sequence[st
     """
     weights = parse(expression)
     _check_names(expression, weights, files, may_leave_out_first=bool(layers))
+    if unlocked := [str(file.path) for file in files.values() if file.decoder]:
+        raise UserError(
+            f"{', '.join(unlocked)}: trained with the base's decoder, which cannot be merged; merge controls that were "
+            "trained on a locked base"
+        )
     first, *others = files.values()
     for other in others:
         _check_alike(first, other)

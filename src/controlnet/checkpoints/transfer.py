@@ -16,6 +16,7 @@ from controlnet.checkpoints.base_tensors import BaseTensors, SingleFile, open_ba
 from controlnet.checkpoints.contents import FAMILIES
 from controlnet.checkpoints.control_formats import ControlFile, open_control
 from controlnet.checkpoints.control_metadata import ControlMetadata, Said
+from controlnet.checkpoints.decoder import as_in_ldm
 from controlnet.checkpoints.ldm import UNET
 from controlnet.checkpoints.strict import check_fit
 from controlnet.errors import UserError
@@ -69,14 +70,14 @@ def moved(trained: Tensor, old: Tensor, new: Tensor) -> Tensor:
 
 
 def _unlocked(file: ControlFile, old_base: BaseTensors, new_base: BaseTensors) -> dict[str, Tensor]:
-    """Of a full model, the U-Net's weights that differ from the old base's, moved."""
-    if not file.is_full:
+    """Of a full model, or of a control with a trained decoder, the U-Net's weights that differ from the old base's."""
+    trained = _unet(file.tensors) if file.is_full else as_in_ldm(file.decoder)
+    if not trained:
         return {}
-    trained, old, new = (
-        _unet(each) for each in (file.tensors, *(it.as_single_file().tensors for it in (old_base, new_base)))
-    )
+    old, new = (_unet(base.as_single_file().tensors) for base in (old_base, new_base))
     for base, tensors in ((old_base, old), (new_base, new)):
-        check_fit(str(base.path), tensors, trained)
+        compared = tensors if file.is_full else {name: tensors[name] for name in trained.keys() & tensors.keys()}
+        check_fit(str(base.path), compared, trained)
     return {
         name: moved(tensor, old[name], new[name])
         for name, tensor in trained.items()

@@ -6,6 +6,7 @@ Shapes: b pictures of a batch, c channels, h w latent size.
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from controlnet.control import Prompt
@@ -17,8 +18,10 @@ from controlnet.generation.result import Stopwatch
 from controlnet.generation.sampling import OnStep, Settle, draw_noise, noise_sources, sample
 from controlnet.generation.schedulers import step_options
 from controlnet.generation.voices import Voice, controlled
+from controlnet.speed import quick
 
 
+@torch.no_grad()
 def sample_batch(
     request: Request,
     batch: Sequence[int],
@@ -40,7 +43,8 @@ def sample_batch(
         start_bchw, settle, beside_bchw = _start(request, scheduler, timesteps, noise_bchw, canvas)
         denoise = guided(controlled(base, voices, beside_bchw), negative, positive, request.guidance_scales)
         options = step_options(scheduler, settings.eta, generators)
-        return sample(denoise, scheduler, timesteps, start_bchw, settle, on_step, **options)
+        with quick([base.unet, *(voice.unit.control for voice in voices)]):
+            return sample(denoise, scheduler, timesteps, start_bchw, settle, on_step, **options)
 
 
 def _start(

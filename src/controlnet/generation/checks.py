@@ -162,5 +162,5 @@ def _misfit(control: ControlNet, base: Base) -> Iterator[str]:
         )
         return
     device = next(control.parameters()).device
-    if device != base.device:
-        yield f"its control is on {device}, the base on {base.device}; move one of them"
+    if device != base.unet.device:
+        yield f"its control is on {device}, the base on {base.unet.device}; move one of them"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from controlnet.base import Base
 from controlnet.checkpoints import ldm
+from controlnet.checkpoints.eight_bit import is_in_eight_bits
 from controlnet.checkpoints.tensor_file import TensorFile, open_tensors
 from controlnet.errors import UserError
 
@@ -69,6 +70,8 @@ def load_lora(base: Base, source: Path | str, weight: float = 1.0) -> Lora:
     `source` is a safetensors file in diffusers' or kohya's format, or a folder with one that diffusers wrote. UserError
     for other files, and if any part of it fits nothing in this base, which then stays as it is.
     """
+    if is_in_eight_bits(base.unet):
+        raise UserError(f"LoRA {source}: the base is stored in 8 bits; merge LoRAs before")
     path = Path(source).expanduser()
     file = _open(path / NAME_IN_FOLDER if path.is_dir() else path)
     pairs = _pairs(base, file)

@@ -1,9 +1,8 @@
 """The models and files that recipes name: what is wrong with them, opened once, and their fingerprints."""
 
-import hashlib
 import platform
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -12,20 +11,25 @@ import diffusers
 import torch
 
 from controlnet.annotators.annotator import Annotator, all_options
+from controlnet.annotators.hint_file import read_description
 from controlnet.annotators.table import load
-from controlnet.base import Base, open_base
-from controlnet.checkpoints.control_file import find_control, load_control
+from controlnet.base import Base, base_place, open_base
+from controlnet.checkpoints.control_file import ControlMetadata, find_control, load_control, read_metadata
+from controlnet.checkpoints.eight_bit import store_in_eight_bits
+from controlnet.checkpoints.fingerprints import fingerprint, remembered
 from controlnet.control import ControlNet
 from controlnet.devices import Device, DType
 from controlnet.errors import UserError
 from controlnet.generation.lora import NAME_IN_FOLDER, load_lora
+from controlnet.generation.memory import MemoryOptions
 from controlnet.generation.recipe import Recipe, UnitChoice
 from controlnet.generation.request import complaint
 from controlnet.generation.settings import Settings
 from controlnet.generation.unit import Unit
 from controlnet.generation.values import expected, to_type
 
-WEIGHTS = (".safetensors", ".bin", ".json")  # of a folder in diffusers layout
+NO_MEMORY_OPTIONS = MemoryOptions()
+UNSAID = {"unknown", "none", "RGBA"}  # what a hint or a control may say and leaves open; alpha is what inpaint marks by
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,15 +39,28 @@ class Opener:
     recipe: Recipe
     device: Device
     dtype: DType
+    memory: MemoryOptions = NO_MEMORY_OPTIONS
+    _controls: dict[Any, ControlNet] = field(default_factory=dict, init=False)
+    _annotators: dict[Any, Annotator] = field(default_factory=dict, init=False)
+    _digests: dict[Path, str] = field(default_factory=dict, init=False)
 
     @cached_property
     def base(self) -> Base:
-        """With its LoRAs merged, once its hash is taken."""
-        base = open_base(device=self.device, dtype=self.dtype, **self.recipe.how_to_open())
-        base.hash()
+        """With its LoRAs merged, stored as it shall be; in main memory if memory is to be saved."""
+        resident = not self.memory.is_saving
+        base = open_base(device=self.device, dtype=self.dtype, resident=resident, **self.recipe.how_to_open())
+        if self.recipe.lora or self.memory.storage == "8bit":
+            self._digest_of_base(base)  # while its weights are those of its files
         for file, weight in map(lora_and_weight, self.recipe.lora):
             load_lora(base, file, weight)
+        if self.memory.storage == "8bit":
+            store_in_eight_bits(base.unet)
         return base
+
+    @property
+    def controls(self) -> list[ControlNet]:
+        """Those that are open."""
+        return list(self._controls.values())
 
     def control(self, choice: UnitChoice) -> ControlNet:
         """UserError if it does not fit the base."""
@@ -54,10 +71,10 @@ class Opener:
         return self._controls[key]
 
     def annotator(self, choice: UnitChoice) -> Annotator:
-        """The same one for all batches: it keeps its network."""
+        """The same one for all batches: it keeps its network, which leaves the device alone if memory is saved."""
         key = (choice.annotator, *sorted(choice.annotator_options.items()))
         if key not in self._annotators:
-            self._annotators[key] = make_annotator(choice, self.device)
+            self._annotators[key] = make_annotator(choice, "cpu" if self.memory.is_saving else self.device)
         return self._annotators[key]
 
     def units(self, recipes: list[Recipe]) -> list[Unit]:
@@ -85,7 +102,10 @@ class Opener:
         files = {place: Path(place) for place in recipe.pictures()}
         files |= {unit.control: find_control(unit.control, self.base.family) for unit in recipe.units}
         files |= {lora: lora_file(lora) for lora in recipe.lora}
-        return {recipe.base: self.base.hash(), **{name: self._digest(file) for name, file in files.items()}}
+        return {
+            recipe.base: self._digest_of_base(self.base),
+            **{name: self._digest(file) for name, file in files.items()},
+        }
 
     def machine(self) -> dict[str, Any]:
         """What may change a grey level."""
@@ -97,29 +117,20 @@ class Opener:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "diffusers": diffusers.__version__,
+            **({"storage": "8bit"} if self.memory.storage == "8bit" else {}),
         }
 
     def _digest(self, path: Path) -> str:
         if path not in self._digests:
-            parts = [path] if path.is_file() else sorted(it for it in path.iterdir() if it.suffix in WEIGHTS)
-            whole = hashlib.sha256()
-            for part in parts:
-                with part.open("rb") as file:
-                    whole.update(hashlib.file_digest(file, "sha256").digest())
-            self._digests[path] = whole.hexdigest()
+            self._digests[path] = fingerprint(path)
         return self._digests[path]
 
-    @cached_property
-    def _controls(self) -> dict[Any, ControlNet]:
-        return {}
-
-    @cached_property
-    def _annotators(self) -> dict[Any, Annotator]:
-        return {}
-
-    @cached_property
-    def _digests(self) -> dict[Path, str]:
-        return {}
+    def _digest_of_base(self, base: Base) -> str:
+        """`Base.hash` of the weights in its files."""
+        place = base_place(self.recipe.base)
+        if place not in self._digests:
+            self._digests[place] = remembered(base.hash, place, f"base {self.recipe.how_to_open()} {base.dtype}")
+        return self._digests[place]
 
 
 def problems_of_files(recipes: Iterable[Recipe]) -> list[str]:
@@ -134,6 +145,26 @@ def problems_of_files(recipes: Iterable[Recipe]) -> list[str]:
                 wrong += complaint(partial(make_annotator, unit, "cpu"))
             found += [f"unit {unit.control}: {it}" for it in wrong]
     return list(dict.fromkeys(found))
+
+
+def strange_hints(recipes: Iterable[Recipe]) -> list[str]:
+    """Where a hint's file says that it is another kind of hint than what its control's file says that it wants."""
+    pairs = {(unit.hint, unit.control): unit for recipe in recipes for unit in recipe.units if unit.hint is not None}
+    wanted = {control: read_metadata(control) for control in dict.fromkeys(control for _, control in pairs)}
+    return [
+        f"hint {hint}: its {name.replace('_', ' ')} is {found}, the control {control} takes {taken}"
+        for hint, control in pairs
+        for name, found, taken in _mismatches(read_description(Path(str(hint))) or {}, wanted[control])
+    ]
+
+
+def _mismatches(described: Mapping[str, Any], metadata: ControlMetadata) -> Iterator[tuple[str, str, str]]:
+    """What both say, differently: its name, what the hint says, what the control takes once it is loaded."""
+    takes = {"condition": metadata.condition, "polarity": metadata.polarity, "channel_order": "RGB"}
+    for name, taken in takes.items():
+        found = described.get(name, taken)
+        if UNSAID.isdisjoint((found, taken)) and found != taken:
+            yield name, found, taken
 
 
 def settings_of(recipe: Recipe) -> Settings:

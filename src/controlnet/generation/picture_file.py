@@ -53,7 +53,7 @@ class Made:
 
     def is_as(self, other: "Made") -> bool:
         """Whether the other is the same picture, but for what may change a grey level."""
-        where = ("device", "dtype")
+        where = ("device", "dtype", "storage", "vae")
         return (
             self.recipe == other.recipe
             and self.inputs == other.inputs

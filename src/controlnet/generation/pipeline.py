@@ -15,7 +15,10 @@ from torch import Tensor
 from controlnet.base import Base, tokenize
 from controlnet.generation.batch import sample_batch
 from controlnet.generation.checks import check
+from controlnet.generation.memory import PLENTY, Memory
+from controlnet.generation.needs import settled
 from controlnet.generation.pictures import Picture, Size, to_pictures
+from controlnet.generation.placing import at_work
 from controlnet.generation.preview import denoised, preview
 from controlnet.generation.prompts import plain
 from controlnet.generation.request import Request
@@ -75,6 +78,7 @@ def generate(
     image_strength: float = DEFAULT.image_strength,
     size: tuple[int, int] | None = None,
     batch_size: int = BATCH_SIZE,
+    memory: Memory | str = PLENTY,
     progress: Progress | None = None,
     watch: Watch | None = None,
 ) -> Result:
@@ -82,7 +86,9 @@ def generate(
 
     From `image`, if given, instead of noise alone, and where it has a `mask`, only there. `size` is (width, height);
     by default that of the hints, for an image near what the base was made for. The options are told in `Settings` and
-    `Unit`. UserError, before any work and for all problems at once, if something does not fit.
+    `Unit`. `memory` says how models and pictures share the device's, or is a limit, such as "8GB", for which the
+    fastest way is chosen: models can only be away from the device if the base was opened with `resident=False`.
+    UserError, before any work and for all problems at once, if something does not fit.
     """
     prompts = [text for text in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(count)]
     seeds = range(seed, seed + len(prompts)) if isinstance(seed, int) else seed
@@ -100,7 +106,7 @@ def generate(
         image_strength,
     )
     size_hw = (size[1], size[0]) if size else None
-    request = Request(base, prompts, seeds, units, settings, size_hw, image, mask, batch_size)
+    request = Request(base, prompts, seeds, units, settings, size_hw, image, mask, batch_size, memory)
     return carry_out(request, progress, watch)
 
 
@@ -126,6 +132,12 @@ def generate_pixels(
 def carry_out(request: Request, progress: Progress | None = None, watch: Watch | None = None) -> Result:
     """Checks the request, then makes its pictures, batch by batch."""
     check(request)
+    memory = settled(request)
+    with at_work(request.base, [unit.control for unit in request.units], memory):
+        return _made(request, memory, progress, watch)
+
+
+def _made(request: Request, memory: Memory, progress: Progress | None, watch: Watch | None) -> Result:
     base, clock = request.base, Stopwatch()
     with clock("hints"):
         acting = [unit for unit in request.units if any(unit.strengths(request.step_count))]
@@ -141,7 +153,9 @@ def carry_out(request: Request, progress: Progress | None = None, watch: Watch |
             pixels_bchw = base.decode_latents(latent_bchw)
             pictures.append(to_uint8(own_canvas.finish(pixels_bchw) if own_canvas else pixels_bchw))
     hints = [to_pictures(voice.pixels_nchw) for voice in voices]
-    return Result(np.concatenate(pictures), request.prompts, request.seeds, hints, request.settings, clock.seconds)
+    return Result(
+        np.concatenate(pictures), request.prompts, request.seeds, hints, request.settings, clock.seconds, memory
+    )
 
 
 def _batches(request: Request) -> Iterator[list[int]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from controlnet.devices import Device, DType
@@ -18,9 +19,18 @@ from controlnet.errors import UserError
 from controlnet.generation import safety
 from controlnet.generation.checks import check
 from controlnet.generation.jobs import Job, unreadable
-from controlnet.generation.opening import Opener, problems_of_files, settings_of
+from controlnet.generation.memory import PLENTY, Memory, MemoryOptions
+from controlnet.generation.needs import Needs, choose
+from controlnet.generation.opening import (
+    NO_MEMORY_OPTIONS,
+    Opener,
+    problems_of_files,
+    settings_of,
+    strange_hints,
+)
 from controlnet.generation.picture_file import Made, read_made, write_picture
 from controlnet.generation.pipeline import carry_out
+from controlnet.generation.placing import check_attention, settle
 from controlnet.generation.request import Request, complaint
 from controlnet.images import header_size
 
@@ -45,18 +55,37 @@ class Production:
     device: Device = "auto"
     dtype: DType = "auto"
     batch_size: int = 4
+    options: MemoryOptions = NO_MEMORY_OPTIONS
 
     def check(self, known: Sequence[str] = ()) -> None:
         """UserError with all that is wrong, also what is known to be, before any picture is made.
 
         Opens the models once their files are there.
         """
-        _raise([*known, *self._problems_of_files(), *self._problems_of_safety()])
+        attention = complaint(partial(check_attention, self.options.attention))
+        _raise([*known, *attention, *self._problems_of_files(), *self._problems_of_safety()])
         _ = self._opener.base
         units = {(unit.control, unit.channel_order): unit for job in self.jobs for unit in job.recipe.units}
         _raise([it for unit in units.values() for it in complaint(partial(self._opener.control, unit))])
         representatives = {self._key(batch[0]): batch for batch in reversed(self.batches)}.values()
         _raise([it for batch in representatives for it in complaint(partial(self._check, batch))])
+        if self.memory.offload == "none":
+            settle(self._opener.base, self._opener.controls)
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """What does not hinder, and is probably not as meant."""
+        return strange_hints(job.recipe for job in self.jobs)
+
+    @property
+    def memory(self) -> Memory:
+        """How it is used for all batches."""
+        return self._memory[0]
+
+    @property
+    def needs(self) -> Needs | None:
+        """How much of it the batch needs that needs the most, if it was chosen within a limit."""
+        return self._memory[1]
 
     def produce(self, out: Path, report: Report) -> Iterator[list[Outcome]]:
         """The pictures that have a name, a batch at a time; those that are in `out` already are not made again."""
@@ -94,11 +123,20 @@ class Production:
 
     @cached_property
     def _opener(self) -> Opener:
-        return Opener(self.jobs[0].recipe, self.device, self.dtype)
+        return Opener(self.jobs[0].recipe, self.device, self.dtype, self.options)
+
+    @cached_property
+    def _memory(self) -> tuple[Memory, Needs | None]:
+        modes, limit = self.options.modes(), self.options.limit()
+        if limit is None:
+            return modes[0], None
+        largest = {self._key(batch[0]): batch for batch in reversed(self.batches)}.values()
+        return choose([self._request(batch) for batch in largest], modes, limit)
 
     @cached_property
     def _open_checker(self) -> safety.Checker | None:
-        return safety.open_checker(self.checker, self._opener.base.device) if self.checker else None
+        device = torch.device("cpu") if self.options.is_saving else self._opener.base.device
+        return safety.open_checker(self.checker, device) if self.checker else None
 
     def _problems_of_files(self) -> list[str]:
         return [*unreadable(self.jobs), *problems_of_files(job.recipe for job in self.jobs)]
@@ -121,7 +159,7 @@ class Production:
     def _made(self, batch: Sequence[Job]) -> list[Made]:
         """How the pictures of a batch come about, but for what the checker will find."""
         own = [job.recipe.own() for job in batch] if len(batch) > 1 else []
-        machine, opener = self._opener.machine(), self._opener
+        machine, opener = self._opener.machine() | shades(self.memory), self._opener
         checked = {} if self.jobs[0].recipe.safety == "off" else {"checker": str(self.checker or "none")}
         return [
             Made(job.recipe, opener.inputs(job.recipe), machine, own, place, checked) for place, job in enumerate(batch)
@@ -129,7 +167,7 @@ class Production:
 
     def _make(self, batch: list[Job], made: list[Made], report: Report) -> tuple[NDArray[np.uint8], list[Made]]:
         """The pictures (n, H, W, 3) as they may be shown, and what the checker found."""
-        result = carry_out(self._request(batch), lambda done, total: report(len(batch) * done / total))
+        result = carry_out(self._request(batch, self.memory), lambda done, total: report(len(batch) * done / total))
         if self._open_checker is None:
             return result.pixels_nhwc, made
         unsafe, mode = self._open_checker.finds_unsafe(result.pixels_nhwc), batch[0].recipe.safety
@@ -142,7 +180,7 @@ class Production:
     def _check(self, batch: Sequence[Job]) -> None:
         check(self._request(batch))
 
-    def _request(self, batch: Sequence[Job]) -> Request:
+    def _request(self, batch: Sequence[Job], memory: Memory = PLENTY) -> Request:
         recipes = [job.recipe for job in batch]
         first = recipes[0]
         images = [recipe.image for recipe in recipes]
@@ -156,7 +194,14 @@ class Production:
             images[0] if len(set(images)) == 1 else images,  # type: ignore[arg-type]  # all or none have one
             first.mask,
             len(batch),
+            memory,
         )
+
+
+def shades(memory: Memory) -> dict[str, str]:
+    """What of it may change a grey level, but for how many pictures are decoded together."""
+    found = {"vae": memory.vae if memory.vae == "tiled" else "whole", "attention": memory.attention}
+    return {name: way for name, way in found.items() if way not in ("whole", "auto")}
 
 
 def companions(picture: Path, made: Made) -> list[Job]:

@@ -2,7 +2,8 @@
 
 (word) counts 1.1 times, (word:1.3) 1.3 times, [word] 1/1.1 times, and they nest: A1111's web UI, whose rule this is,
 multiplies each token's row of the context by its weight and then restores the mean of each chunk. \\( \\) \\[ \\] are
-plain brackets. A prompt without brackets is heard as it is, bit for bit.
+plain brackets. A prompt without brackets is heard as it is, bit for bit. What follows the word BREAK begins a chunk of
+its own, in brackets too, where A1111 takes it for a word.
 
 Shapes: b prompts, k chunks, t tokens of a chunk, d token width.
 """
@@ -14,11 +15,13 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from controlnet.base import Base, tokenize
+from controlnet.base import NEW_CHUNK, Base, chunked, tokenize
 from controlnet.control import Prompt
 
 EMPHASIS = 1.1  # of a pair of brackets; A1111's
 PIECE = re.compile(r"\\[\\()\[\]]|[(\[]|:\s*([+-]?\d*\.?\d+)\s*\)|[)\]]|[^\\()\[\]:]+|[\\:]")
+
+BREAK = re.compile(r"\s*\bBREAK\b\s*")
 
 Weighted = list[tuple[str, float]]
 
@@ -51,7 +54,7 @@ def parse(text: str) -> Weighted:
     def multiply(first: int, factor: float) -> None:
         pieces[first:] = [(piece, weight * factor) for piece, weight in pieces[first:]]
 
-    for found in PIECE.finditer(text):
+    for found in PIECE.finditer(BREAK.sub(NEW_CHUNK, text)):
         token, weight = found[0], found[1]
         last = opened[-1][0] if opened else ""
         if token in ("(", "["):
@@ -100,11 +103,15 @@ def _token_weights(base: Base, texts: Sequence[Weighted]) -> Tensor:
     chunks, length = tokenize(tokenizer, [_joined(pieces) for pieces in texts]).shape[1:]
     rows = torch.ones(len(texts), chunks, length)
     for row_kt, pieces in zip(rows, texts, strict=True):
-        counts = [len(tokenizer(piece, add_special_tokens=False, verbose=False).input_ids) for piece, _ in pieces]
-        weights = [weight for (_, weight), count in zip(pieces, counts, strict=True) for _ in range(count)]
-        inside_kt = torch.ones(chunks, length - 2)
-        inside_kt.view(-1)[: len(weights)] = torch.tensor(weights)
-        row_kt[:, 1:-1] = inside_kt
+        parted: list[list[float]] = [[]]
+        for piece, weight in pieces:
+            for number, text in enumerate(piece.split(NEW_CHUNK)):
+                parted += [[]] if number else []
+                count = len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+                parted[-1] += [weight] * count
+        own = [chunk for weights in parted for chunk in chunked(weights, length - 2)]
+        for row_t, chunk in zip(row_kt, own, strict=False):  # the others are another prompt's
+            row_t[1 : 1 + len(chunk)] = torch.tensor(chunk)
     return rows.to(base.device)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from controlnet.base import Base
 from controlnet.errors import UserError
 from controlnet.generation.guidance import guidance_scales
+from controlnet.generation.memory import PLENTY, Memory
 from controlnet.generation.painting import Canvas
 from controlnet.generation.pictures import Picture, Size, fit, original_size, read, several, size_of
 from controlnet.generation.schedulers import make_scheduler, set_timesteps
@@ -34,6 +35,8 @@ class Request:
     mask: Picture | None
     """Where the image is painted anew: of its size or of the picture's."""
     batch_size: int
+    memory: Memory | str = PLENTY
+    """How models and pictures share the device's memory; a text, such as 8GB, is a limit within which it is chosen."""
 
     @cached_property
     def images(self) -> list[Tensor]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from controlnet.generation.memory import PLENTY, Memory
 from controlnet.generation.settings import Settings
 
 
@@ -32,6 +33,8 @@ class Result(Sequence[Image.Image]):
 
     Nothing waits for a GPU before the pictures are fetched from it: there, `decoding` has what was still running.
     """
+    memory: Memory = PLENTY
+    """How it was used: as asked, or as chosen within a limit."""
 
     @cached_property
     def images(self) -> list[Image.Image]:

@@ -17,8 +17,9 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from transformers import CLIPConfig
 
-from controlnet.base import base_place
-from controlnet.checkpoints.folder import PASSED_OVER, read_json, weight_files
+from controlnet.base import EMBEDDED, base_place
+from controlnet.checkpoints.folder import PASSED_OVER, fetch_part, read_json, weight_files
+from controlnet.checkpoints.models import resolve_base
 from controlnet.checkpoints.parts import filled, reading
 from controlnet.checkpoints.strict import check_fit
 from controlnet.checkpoints.tensor_file import open_tensors
@@ -48,21 +49,22 @@ class Checker:
     @torch.inference_mode()
     def finds_unsafe(self, pixels_nhwc: NDArray[np.uint8]) -> list[bool]:
         """For each picture (H, W, 3)."""
-        seen_nchw = torch.stack([self._prepared(rgb) for rgb in pixels_nhwc]).to(self.network.device)
+        seen_nchw = torch.stack([prepared(rgb, self.preparation) for rgb in pixels_nhwc]).to(self.network.device)
         unseen = [np.zeros(0)] * len(pixels_nhwc)  # it would blacken them itself
         return [bool(found) for found in self.network(seen_nchw, unseen)[1]]
 
-    def _prepared(self, rgb: Rgb) -> Tensor:
-        """(3, crop, crop): the shorter side resized, the centre cut out, normalised; CLIP's rule."""
-        size, crop = _edge(self.preparation["size"]), _edge(self.preparation["crop_size"])
-        image = Image.fromarray(rgb)
-        shorter = min(image.size)
-        scaled = [size if side == shorter else int(size * side / shorter) for side in image.size]
-        image = image.resize((scaled[0], scaled[1]), Image.Resampling.BICUBIC)
-        left, top = ((side - crop) // 2 for side in image.size)
-        cut = np.asarray(image.crop((left, top, left + crop, top + crop)), dtype=np.float32) / 255
-        mean, deviation = (np.float32(self.preparation[name]) for name in ("image_mean", "image_std"))
-        return torch.from_numpy((cut - mean) / deviation).movedim(-1, 0)
+
+def prepared(rgb: Rgb, preparation: Mapping[str, Any]) -> Tensor:
+    """(3, crop, crop): the shorter side resized, the centre cut out, normalised; CLIP's rule."""
+    size, crop = _edge(preparation["size"]), _edge(preparation["crop_size"])
+    image = Image.fromarray(rgb)
+    shorter = min(image.size)
+    scaled = [size if side == shorter else int(size * side / shorter) for side in image.size]
+    image = image.resize((scaled[0], scaled[1]), Image.Resampling.BICUBIC)
+    left, top = ((side - crop) // 2 for side in image.size)
+    cut = np.asarray(image.crop((left, top, left + crop, top + crop)), dtype=np.float32) / 255
+    mean, deviation = (np.float32(preparation[name]) for name in ("image_mean", "image_std"))
+    return torch.from_numpy((cut - mean) / deviation).movedim(-1, 0)
 
 
 def find_checker(base: str, folder: str | None) -> Path | None:
@@ -70,7 +72,7 @@ def find_checker(base: str, folder: str | None) -> Path | None:
 
     UserError if what is said, or half of what the base has, is missing.
     """
-    place = base_place(base) if folder is None else Path(folder).expanduser()
+    place = _fetched(base) if folder is None else Path(folder).expanduser()
     has = {name: (place / name).exists() for name in (WEIGHTS, str(PREPARATION))}
     if folder is None and not has[WEIGHTS]:
         return None
@@ -79,6 +81,15 @@ def find_checker(base: str, folder: str | None) -> Path | None:
             f"safety checker {place}: no {' and no '.join(lacking)}; expected both, as diffusers saves them"
         )
     return place
+
+
+def _fetched(base: str) -> Path:
+    """The base's place, with its checker, of which a base on the hub is fetched without."""
+    place = base_place(base)
+    is_local = base == EMBEDDED or Path(base).expanduser().exists()
+    if is_local or place.is_file() or all((place / name).exists() for name in (WEIGHTS, PREPARATION)):
+        return place
+    return fetch_part(resolve_base(base) or base, (WEIGHTS, str(PREPARATION.parent)), WEIGHTS)
 
 
 def open_checker(folder: Path, device: torch.device) -> Checker:

@@ -5,6 +5,7 @@ What holds for all steps, hint features, masks, strengths, is computed once; a u
 Shapes: n pictures of a call, b of a batch, c channels, h w latent size, H W picture size.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
@@ -69,9 +70,24 @@ class Voice:
             silent = len(latent_bchw) // sides * (sides - 1)
         latent = latent_bchw[silent:, : control.encoder.conv_in.in_channels].to(parameter.dtype)
         hint = self.hint_of_both_sides if sides == 2 and not silent else self.hint_bchw
-        heard = prompt[silent:].to(parameter.device, parameter.dtype)
+        heard = self._heard(prompt, silent, latent)
         said = self._weighed(control(latent, timestep_b[silent:], heard, hint), self.strengths[step])
         return _mapped(said, lambda x: torch.cat([x.new_zeros(silent, *x.shape[1:]), x])) if silent else said
+
+    def _heard(self, prompt: Prompt, silent: int, latent_bchw: Tensor) -> Prompt:
+        """What it hears of the prompts: the same value at every step, so that its layers need read it only once."""
+        key = id(prompt), silent
+        if key not in self._known:
+            if len(self._known) == 2:  # both sides and the positive one of the batch before
+                self._known.clear()
+            own = prompt[silent:] if silent else prompt
+            self._known[key] = prompt, own.to(latent_bchw.device, latent_bchw.dtype)
+        return self._known[key][1]
+
+    @cached_property
+    def _known(self) -> dict[tuple[int, int], tuple[Prompt, Prompt]]:
+        """(a prompt's place in memory, its silent pictures) -> the prompt, which thereby stays there; what is heard."""
+        return {}
 
     def _weighed(self, features: Features, strength: float) -> Features:
         weights = [strength * weight for weight in self.unit.layers()]
@@ -86,8 +102,13 @@ class Voice:
 def controlled(base: Base, voices: Sequence[Voice], beside_bchw: Tensor | None = None) -> Predict:
     """The base's prediction under the sum of the voices that speak at the step.
 
-    `beside_bchw` is what an inpainting base sees beside the latent: mask and masked picture.
+    `beside_bchw` is what an inpainting base sees beside the latent: mask and masked picture. If a voice's control was
+    trained with the base unlocked, its decoder stands for the base's at every step.
     """
+    trained = (voice.unit.control.decoder for voice in voices)
+    decoder = next((each for each in trained if each is not None), base.decoder)
+    if next(decoder.parameters()).dtype != base.dtype:  # it is in training still
+        decoder = copy.deepcopy(decoder).to(base.dtype)
 
     def prediction(latent_bchw: Tensor, timestep: Tensor, step: int, prompt: Prompt) -> Tensor:
         sides = len(prompt.context_btd) // len(latent_bchw)
@@ -97,7 +118,7 @@ def controlled(base: Base, voices: Sequence[Voice], beside_bchw: Tensor | None =
         speaking = [voice for voice in voices if voice.strengths[step] != 0]
         said = [voice.say(seen_bchw, timestep_b, prompt, sides, step) for voice in speaking]
         control = reduce(add, (_mapped(features, lambda x: x.to(base.dtype)) for features in said)) if said else None
-        return predict(base.encoder, base.decoder, seen_bchw.to(base.dtype), timestep_b, prompt, control).float()
+        return predict(base.encoder, decoder, seen_bchw.to(base.dtype), timestep_b, prompt, control).float()
 
     return prediction
 

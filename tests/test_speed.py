@@ -1,0 +1,149 @@
+"""Layers that compute otherwise compute the same: against torch's own, in float64 or float32, and counted."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, scaled_dot_product_attention
+
+import tiny
+from controlnet.control import ControlNet, Decoder, Encoder, predict
+from controlnet.speed import QuickAttention, QuickConv2d, attend, once, quick, suit
+from parity.reference import relative_error
+
+# queries, keys: at once, in chunks of which the last is smaller, a prompt
+SHAPES = [(64, 64), (1030, 1030), (1030, 77)]
+HEADS, WIDTH = 2, 40
+
+
+def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+def attention_inputs(queries: int, keys: int, dtype: torch.dtype) -> list[Tensor]:
+    return [drawn(1, count, HEADS, WIDTH, dtype=dtype).transpose(1, 2) for count in (queries, keys, keys)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("queries", "keys"), SHAPES)
+@pytest.mark.parametrize("loudness", [1, 8])
+def test_attention_in_bfloat16_is_as_near_to_the_truth_as_torchs_own(queries: int, keys: int, loudness: int):
+    query, key, value = attention_inputs(queries, keys, torch.bfloat16)
+    query = query * loudness
+    truth = scaled_dot_product_attention(query.double(), key.double(), value.double())
+    mine, stock = attend(query, key, value, WIDTH**-0.5), scaled_dot_product_attention(query, key, value)
+    assert relative_error(mine.float(), truth.float()) < 1.3 * relative_error(stock.float(), truth.float())
+
+
+@pytest.mark.parametrize(("queries", "keys"), SHAPES)
+def test_attention_in_float32_is_torchs(queries: int, keys: int):
+    query, key, value = attention_inputs(queries, keys, torch.float32)
+    wanted = scaled_dot_product_attention(query, key, value)
+    assert relative_error(attend(query, key, value, WIDTH**-0.5), wanted) < 1e-5
+
+
+@torch.no_grad()
+def test_float32_products_are_precise_again_after_attention():
+    left, right = drawn(256, 256), drawn(256, 256)
+    before = left @ right
+    attend(*attention_inputs(64, 64, torch.bfloat16), WIDTH**-0.5)
+    assert torch.equal(left @ right, before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("channels", "size"), [(64, (4, 4)), (96, (3, 7)), (64, (16, 16))])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_a_convolution_as_a_product_is_the_convolution(
+    channels: int, size: tuple[int, int], layout: torch.memory_format
+):
+    layer = QuickConv2d(channels, 128, 3, padding=1).to(torch.bfloat16).to(memory_format=layout)
+    x = drawn(3, channels, *size, dtype=torch.bfloat16).contiguous(memory_format=layout)
+    truth = conv2d(x.float(), layer.weight.float(), layer.bias.float(), padding=1)
+    assert relative_error(layer(x).float(), truth) < 0.003  # a result's own rounding: 2 ** -9 at most
+
+
+def test_a_convolution_that_learns_has_torchs_gradients():
+    layer = QuickConv2d(64, 128, 3, padding=1).to(torch.bfloat16)
+    other = nn.Conv2d(64, 128, 3, padding=1).to(torch.bfloat16)
+    other.load_state_dict(layer.state_dict())
+    x = drawn(2, 64, 4, 4, dtype=torch.bfloat16)
+    for each in (layer, other):
+        each(x).float().square().sum().backward()
+    assert torch.equal(layer.weight.grad, other.weight.grad)
+
+
+@torch.no_grad()
+def test_only_one_of_two_equal_halves_is_computed():
+    seen: list[int] = []
+
+    def compute(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return 2 * x
+
+    half = drawn(2, 3)
+    for x in (torch.cat([half, half]), torch.cat([half, half + 1]), drawn(3, 3)):
+        assert torch.equal(once(compute, x), 2 * x)
+    assert seen == [2, 4, 3]
+
+
+@torch.no_grad()
+def test_a_prompt_is_read_once_while_it_is_quick_and_read_again_after():
+    unet = tiny.unet("sd1")
+    suit(unet)
+    encoder, calls = Encoder(unet), []
+    layer = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_k
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    latent, timestep, prompt, _ = tiny.inputs("sd1")
+    with quick([unet]):
+        first = encoder(latent, timestep, prompt).middle
+        assert torch.equal(encoder(latent, timestep, prompt).middle, first)
+        assert len(calls) == 1
+    encoder(latent, timestep, prompt)
+    assert len(calls) == 2
+
+
+@torch.no_grad()
+def test_another_prompt_is_not_taken_for_the_one_before():
+    unet = tiny.unet("sd1")
+    suit(unet)
+    encoder = Encoder(unet)
+    latent, timestep, _, _ = tiny.inputs("sd1")
+    prompts = [tiny.prompt("sd1", seed=seed) for seed in (1, 2)]
+    wanted = [encoder(latent, timestep, prompt).middle for prompt in prompts]
+    with quick([unet]):
+        found = [encoder(latent, timestep, prompt).middle for prompt in prompts]
+    assert all(map(torch.equal, found, wanted))
+    assert not torch.allclose(*found)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("same_latent", [True, False])
+def test_the_whole_network_predicts_the_same(family: tiny.Family, same_latent: bool):
+    stock = tiny.unet(family)
+    control = tiny.randomised(ControlNet.from_base(stock))
+    quicker, quicker_control = copy.deepcopy(stock), copy.deepcopy(control)
+    suit(quicker)
+    for layer in quicker_control.encoder.modules():
+        if hasattr(layer, "set_processor"):
+            layer.set_processor(QuickAttention())
+    latent, _, prompt, hint = tiny.inputs(family)
+    latent, hint = (torch.cat([it[:1], it[:1]]) for it in (latent, hint)) if same_latent else (latent, hint)
+    timestep = torch.tensor([500, 500])
+
+    def predicted(unet: nn.Module, controlnet: ControlNet) -> Tensor:
+        said = controlnet(latent, timestep, prompt, controlnet.encode_hint(hint))
+        return predict(Encoder(unet), Decoder(unet), latent, timestep, prompt, said)
+
+    wanted = predicted(stock, control)
+    with quick([quicker, quicker_control]):
+        assert relative_error(predicted(quicker, quicker_control), wanted) < 1e-5
+
+
+def test_after_being_quick_the_modules_are_what_they_were():
+    unet = tiny.unet("sd1")
+    kinds = [type(module) for module in unet.modules()]
+    with quick([unet]):
+        assert type(unet.conv_in) is QuickConv2d
+    assert [type(module) for module in unet.modules()] == kinds
