@@ -23,7 +23,8 @@ LAYERS = (
     {"generation"},
     {"evaluation"},
     {"training", "build"},
-    {"cli", "studio"},
+    {"studio"},
+    {"cli"},  # its command `studio` opens the web app
 )
 # what every module may import -> the parts that it may import itself
 LEAVES: dict[str, set[str]] = {"errors": set(), "choices": set(), "devices": {"errors"}, "atomic": {"errors"}}

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from controlnet.errors import UserError
 
+TEMPORARY = ".*.tmp*"  # files under way; one that stays was left by a process that was killed
+
 REMEDIES = {
     errno.ENOSPC: "free some space or choose another folder",
     errno.EDQUOT: "free some of your quota or choose another folder",
@@ -42,7 +44,7 @@ def write_quickly(path: Path, write: Callable[[Path], object]) -> None:
 
 def _write(path: Path, write: Callable[[Path], object], flush: Callable[[Path], object]) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent, flush)
         _write_and_rename(path, write, flush)
     except Exception as error:
         code = _error_code(error)
@@ -51,6 +53,15 @@ def _write(path: Path, write: Callable[[Path], object], flush: Callable[[Path], 
         raise UserError(
             f"cannot write {path}: {os.strerror(code).lower()}; what was there before is unchanged; {REMEDIES[code]}"
         ) from error
+
+
+def _make_folder(folder: Path, flush: Callable[[Path], object]) -> None:
+    """Make a folder and what it stands in; what was made is on disk afterwards, as `flush` does it."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.name != "nt":  # Windows has no handle to a folder
+        for each in missing:
+            flush(each.parent)
 
 
 def _write_and_rename(path: Path, write: Callable[[Path], object], flush: Callable[[Path], object]) -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from controlnet.data.order import keyed, order, sample_generator
+from controlnet.data.order import Visits, keyed, order, sample_generator
 
 
 def draw(*key: int) -> list[float]:
@@ -62,3 +62,32 @@ def test_a_negative_key_is_refused() -> None:
 def test_the_streams_stay_as_they_are_from_release_to_release() -> None:
     assert order(0, 0, 8).tolist() == [5, 7, 4, 1, 3, 0, 2, 6]
     assert draw(0, 0, 0) == pytest.approx([0.470470, 0.533121, 0.598470, 0.345998], abs=1e-6)
+
+
+@pytest.mark.parametrize("bucket_n", [[0] * 24, [0, 1, 1, 2, 1, 0, 1, 1] * 3, list(range(7))])
+@pytest.mark.parametrize("size", [1, 4, 5])
+def test_every_sample_is_visited_once_in_each_epoch_in_groups_of_one_bucket(bucket_n: list[int], size: int) -> None:
+    visits = Visits(3, bucket_n, size)
+    groups = [visits[number] for number in range(visits.groups_until(4 * size))]
+    assert all(len({bucket_n[sample] for _, sample in group}) == 1 and len(group) == size for group in groups)
+    every = [visit for group in groups for visit in group]
+    for epoch in range(4 * size):
+        seen = sorted(sample for visited, sample in every if visited == epoch)
+        assert seen == list(range(len(bucket_n))), epoch
+
+
+def test_with_one_bucket_groups_follow_one_another_as_the_order_says() -> None:
+    visits = Visits(3, [7] * 10, 4)
+    flat = [visit for number in range(5) for visit in visits[number]]
+    assert flat == [(epoch, sample) for epoch in range(2) for sample in order(3, epoch, 10).tolist()]
+
+
+def test_a_group_depends_on_its_number_alone_and_buckets_take_turns() -> None:
+    bucket_n = [number % 3 for number in range(60)]
+    forwards = [Visits(0, bucket_n, 4)[number] for number in range(40)]
+    visits = Visits(0, bucket_n, 4)
+    assert [visits[number] for number in reversed(range(40))] == forwards[::-1]
+    assert Visits(1, bucket_n, 4)[0] != forwards[0]
+    turns = [bucket_n[group[0][1]] for group in forwards]
+    assert turns[:15] != sorted(turns[:15])
+    assert [turns[:15].count(bucket) for bucket in range(3)] == [5, 5, 5]

@@ -4,7 +4,8 @@ import pytest
 
 from controlnet.data.colours import RGB
 from controlnet.data.shapes import Scene, draw_scene, mask, render
-from controlnet.evaluation.fidelity import colour_errors, disc, fidelity, fit_ring, overlap, region
+from controlnet.evaluation.fidelity import colour_errors, disc, fidelity, fit_ring, region
+from controlnet.evaluation.metrics import overlap
 
 SIZE = 128
 

@@ -2,13 +2,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import pytest
 
 from controlnet.errors import UserError
 from controlnet.training.config import TrainConfig, check_same_run
-from controlnet.training.module import LR_SCHEDULERS
 
 
 def test_every_wrong_value_is_told_at_once() -> None:
@@ -52,10 +50,26 @@ def test_the_config_imports_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
-def test_every_offered_scheduler_is_there_and_ends_where_it_says() -> None:
-    offered = get_args(get_type_hints(TrainConfig)["lr_scheduler"])
-    assert set(offered) == set(LR_SCHEDULERS)
-    assert [LR_SCHEDULERS[name](0.0) for name in offered] == [1.0, 1.0, 1.0]
-    ends = {name: LR_SCHEDULERS[name](1.0) for name in offered}
-    assert ends == pytest.approx({"constant": 1.0, "linear": 0.0, "cosine": 0.0})
-    assert LR_SCHEDULERS["cosine"](0.5) == pytest.approx(0.5)
+def test_unlocking_and_only_mid_may_be_switched_and_a_learning_rate_with_them(tmp_path: Path) -> None:
+    record = tmp_path / "config.json"
+    before = TrainConfig(data="d", out=tmp_path, learning_rate=1e-4, only_mid_control=True)
+    record.write_text(json.dumps(before.to_json()))
+    after = TrainConfig(data="d", out=tmp_path, learning_rate=2e-6, sd_unlocked=True)
+    told = check_same_run(record, after.to_json())
+    assert sorted(text.partition(":")[0] for text in told) == ["learning_rate", "only_mid_control", "sd_unlocked"]
+
+
+def test_other_changes_are_taken_when_they_are_allowed(tmp_path: Path) -> None:
+    record = tmp_path / "config.json"
+    record.write_text(json.dumps(TrainConfig(data="d", out=tmp_path, seed=1).to_json()))
+    after = TrainConfig(data="d", out=tmp_path, seed=2, allow_changes=True)
+    assert check_same_run(record, after.to_json()) == ["seed: 1 in the run, 2 now"]
+
+
+def test_a_record_of_an_older_version_means_the_defaults_for_what_it_does_not_know(tmp_path: Path) -> None:
+    record = tmp_path / "config.json"
+    now = TrainConfig(data="d", out=tmp_path).to_json()
+    record.write_text(json.dumps({name: value for name, value in now.items() if name != "snr_gamma"}))
+    assert check_same_run(record, now) == []
+    with pytest.raises(UserError, match=r"snr_gamma: None in the run, 5\.0 now"):
+        check_same_run(record, {**now, "snr_gamma": 5.0})

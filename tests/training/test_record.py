@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from controlnet.errors import UserError
+from controlnet.evaluation.convergence import Validation
 from controlnet.training.record import Record
 
 
@@ -30,8 +31,8 @@ def test_the_file_is_a_table_that_others_can_read(tmp_path: Path) -> None:
     record = Record(tmp_path / "metrics.csv", until=0)
     record.add(10, loss=0.25, images_per_second=30.5)
     assert record.path.read_text().splitlines() == [
-        "step,loss,images_per_second,held_out_loss,hint_gain,fidelity",
-        "10,0.25,30.5,,,",
+        "step,loss,images_per_second,peak_memory,held_out_loss,base_loss,hint_gain,fidelity,text_accuracy",
+        "10,0.25,30.5,,,,,,",
     ]
 
 
@@ -41,3 +42,20 @@ def test_a_disk_that_takes_no_more_is_an_error_for_people(tmp_path: Path) -> Non
     record.path.mkdir()
     with pytest.raises(UserError, match=r"cannot write .*metrics\.csv"):
         record.add(10, loss=0.25)
+
+
+def test_what_a_validation_measured_comes_back_from_the_file(tmp_path: Path) -> None:
+    record = Record(tmp_path / "metrics.csv", until=0)
+    measured = [Validation(0, 0.5, 0.0, None, 0.5, 0.9), Validation(10, 0.4, 0.25, 0.75, 0.5, 0.85)]
+    for each in measured:
+        record.add_validation(each)
+    assert Record(record.path, until=10).history == measured
+
+
+def test_a_file_of_an_older_version_goes_on_with_the_columns_of_today(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,loss,images_per_second,held_out_loss,hint_gain,fidelity\n10,0.25,30,,,\n20,,,0.4,0.1,0.3\n")
+    record = Record(path, until=20)
+    record.add(30, loss=0.2)
+    assert Record(path, until=30).losses == [(10, 0.25), (30, 0.2)]
+    assert Record(path, until=30).history == [Validation(20, 0.4, 0.1, 0.3)]

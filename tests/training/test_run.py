@@ -1,7 +1,6 @@
 import os
 import resource
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,39 +12,9 @@ from controlnet.checkpoints.control_file import load_control, read_metadata
 from controlnet.data.pairs import Pairs
 from controlnet.errors import UserError
 from controlnet.training import run as running
-from controlnet.training.callbacks import ShowProgress
 from controlnet.training.checkpoint import checkpoint_path, checkpoints
-from controlnet.training.config import TrainConfig
 from controlnet.training.run import train
-
-
-def make_config(circles: Path, out: Path, steps: int, **others: object) -> TrainConfig:
-    values = {
-        "validation_steps": 100,
-        "checkpointing_steps": 100,
-        "train_batch_size": 4,
-        "num_validation_images": 1,
-        "learning_rate": 1e-3,
-    }
-    return TrainConfig(data=circles, out=out, max_train_steps=steps, device="cpu", **{**values, **others})  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
-    """Let something happen once, at the end of a step."""
-
-    def install(step: int, event: Callable[[], None]) -> None:
-        original = ShowProgress.on_train_batch_end
-
-        def hook(self, trainer, module, outputs, batch, index):  # type: ignore[no-untyped-def]
-            original(self, trainer, module, outputs, batch, index)
-            if trainer.global_step == step:
-                monkeypatch.undo()
-                event()
-
-        monkeypatch.setattr(ShowProgress, "on_train_batch_end", hook)
-
-    return install
+from tiny_runs import at_step, make_config
 
 
 @pytest.mark.parametrize("stop", [1, 4, 5])
@@ -145,14 +114,12 @@ def test_a_signal_saves_at_the_end_of_the_step_and_the_run_goes_on_from_there(
     circles: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    at_step: Callable[[int, Callable[[], None]], None],
     number: signal.Signals,
     ending: type[BaseException],
 ) -> None:
     out = tmp_path / "run"
-    at_step(3, lambda: os.kill(os.getpid(), number))
     handlers = [signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(ending) as caught:
+    with at_step(3, lambda: os.kill(os.getpid(), number)), pytest.raises(ending) as caught:
         train(make_config(circles, out, 6), base=base)
     if isinstance(caught.value, SystemExit):
         assert caught.value.code == 143
@@ -166,17 +133,13 @@ def test_a_signal_saves_at_the_end_of_the_step_and_the_run_goes_on_from_there(
 
 
 def test_an_interrupt_in_the_middle_of_a_step_is_a_keyboard_interrupt(
-    base: Base,
-    circles: Path,
-    tmp_path: Path,
-    at_step: Callable[[int, Callable[[], None]], None],
+    base: Base, circles: Path, tmp_path: Path
 ) -> None:
     def twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    at_step(2, twice)
-    with pytest.raises(KeyboardInterrupt):
+    with at_step(2, twice), pytest.raises(KeyboardInterrupt):
         train(make_config(circles, tmp_path / "run", 6), base=base)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -205,7 +168,7 @@ def test_a_full_disk_while_saving_leaves_the_previous_checkpoint_to_go_on_from(
 def test_rings_are_recognised_and_other_hints_are_not(base: Base, circles: Path) -> None:
     class Hints:
         def __init__(self, hints: list[object]) -> None:
-            self.hints = hints
+            self.hints, self.meaning = hints, {}
 
         def __len__(self) -> int:
             return len(self.hints)

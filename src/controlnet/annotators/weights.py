@@ -5,8 +5,8 @@ pickles are read by the tensor-only reader, models of transformers from their fo
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -175,46 +175,36 @@ def load_model(kind: Any, name: str, weights_dir: Path | None = None, dtype: "to
 
     UserError for files that are broken or lack weights.
     """
-    import torch
+    return open_model(kind, find_model(name, weights_dir), dtype, WEIGHTS[name].unused)
 
+
+def open_model(kind: Any, folder: Path, dtype: "torch.dtype | None" = None, unused: str = "^$") -> Any:
+    """The model of transformers in a folder, an instance of its class `kind` (or of what an automatic class finds),
+    evaluating and without gradients; weights whose names match `unused` may be missing.
+
+    UserError for files that are broken or lack weights.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    from controlnet.checkpoints.parts import reading
     from controlnet.checkpoints.tensor_file import open_tensors
 
-    folder = find_model(name, weights_dir)
     options: dict[str, Any] = {"dtype": dtype or torch.float32, "output_loading_info": True, "local_files_only": True}
-    with _reading(folder, kind):
+    with reading(folder, kind.__name__):
         if any(folder.glob("*.safetensors")):
             model, report = kind.from_pretrained(folder, use_safetensors=True, **options)
         else:
             tensors = dict(open_tensors(folder / MODEL_WEIGHTS[-1]).tensors)
-            config = kind.config_class.from_pretrained(folder, local_files_only=True)
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
             model, report = kind.from_pretrained(None, config=config, state_dict=tensors, **options)
     unread = (*report["missing_keys"], *report["mismatched_keys"])
-    if missing := [key for key in unread if not re.match(WEIGHTS[name].unused, str(key))]:
+    if missing := [key for key in unread if not re.match(unused, str(key))]:
         names = ", ".join(map(str, missing[:3]))
         raise UserError(
             f"{folder}: {len(missing)} weights are missing or of another shape ({names}); replace its files"
         )
     return model.eval().requires_grad_(False)
-
-
-@contextmanager
-def _reading(folder: Path, kind: Any) -> Iterator[None]:
-    """transformers' errors as UserError, without its progress bar and its report, which is told in our words."""
-    from transformers.utils import logging
-
-    is_shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # it raises many types at a broken file
-        raise UserError(f"{folder}: cannot be read as {kind.__name__} ({error}); replace its files") from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if is_shown:
-            logging.enable_progress_bar()
 
 
 def _in_folder(weights: Weights, folder: Path | None) -> Path | None:

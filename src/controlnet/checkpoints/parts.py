@@ -56,9 +56,11 @@ class BaseParts:
 
 @contextmanager
 def reading(source: Path | str, what: str) -> Iterator[None]:
-    """Every library's own errors as UserError, and no progress bar, which transformers draws however small the file."""
-    shown = transformers_logging.is_progress_bar_enabled()
+    """Every library's own errors as UserError; without transformers' progress bar, drawn however small the file is,
+    and its report, which is told in our words."""
+    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     except UserError:
@@ -66,6 +68,7 @@ def reading(source: Path | str, what: str) -> Iterator[None]:
     except Exception as error:
         raise UserError(f"{source}: cannot be read as {what} ({error}); replace its files") from error
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if shown:
             transformers_logging.enable_progress_bar()
 

@@ -1,8 +1,8 @@
-"""`controlnet data circles` and `controlnet data check`."""
+"""`controlnet data circles`, `controlnet data check` and `controlnet data report`."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -39,22 +39,61 @@ class Circles:
 
 @dataclass(frozen=True)
 class Check:
-    """Report every defect of a data set at once, with line numbers; exit code 1 if there is one.
+    """Report every defect of a data set at once, with line numbers or names; exit code 1 if there is one.
 
-    Defects: a line that is no JSON, a missing file, an unreadable picture, sizes that differ, an empty prompt, a
-    duplicated pair. Warnings, which may be meant: an empty hint, a picture far from the others in size.
+    Defects: a line that is no pair, a picture without its hint or prompt, a missing file, an unreadable picture, sizes
+    that differ, an empty prompt, a duplicated pair. Warnings, which may be meant: an empty hint, a picture far from the
+    others in size, pictures without hints.
     """
 
-    folder: tyro.conf.Positional[Path]
-    """Folder with prompt.json, as `controlnet data circles` writes it and as fill50k is."""
+    data: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]]
+    """A folder with prompt.json (as fill50k is), one with images/ and conditioning_images/, two folders
+    (PICTURES::HINTS), a table (.jsonl, .csv), tars, Parquet, or a data set of the hub (owner/name)."""
+    image_column: str | None = None
+    """Of a table or a Hugging Face data set; by default image, target, jpg or picture."""
+    conditioning_image_column: str | None = None
+    """By default conditioning_image, source, hint, conditioning, control or condition."""
+    caption_column: str | None = None
+    """By default text, prompt, txt or caption."""
+    dataset_split: str = "train"
+    """Of a Hugging Face data set."""
+    dataset_config_name: str | None = None
+    """Of a Hugging Face data set that has several configurations."""
 
     def __call__(self) -> None:
         from controlnet.data.check import check
+        from controlnet.data.formats.records import Columns
 
-        report = check(self.folder)
+        columns = Columns(
+            self.image_column,
+            self.conditioning_image_column,
+            self.caption_column,
+            self.dataset_split,
+            self.dataset_config_name,
+        )
+        report = check(self.data, columns)
         _print(report)
         if report.errors:
-            raise DefectsFound(f"{self.folder}: {_counts(report)}")
+            raise DefectsFound(f"{self.data}: {_counts(report)}")
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """Write a page about a data set: samples, sizes, captions, what looks alike, what a training would reject.
+
+    Of a folder that `controlnet build` wrote also what became of every row, its licences and its hosts.
+    """
+
+    data: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]]
+    """As of `controlnet data check`."""
+    out: tyro.conf.Positional[Path] = Path("report.html")
+    """HTML file to write; nothing in it comes from elsewhere."""
+
+    def __call__(self) -> None:
+        from controlnet.build.report import write_report
+
+        write_report(self.data, self.out)
+        print(self.out)
 
 
 def _print(report: "Report") -> None:
@@ -64,7 +103,7 @@ def _print(report: "Report") -> None:
     console = Console(soft_wrap=True)
     for kind, style, findings in (("", "bold red", report.errors), ("warning: ", "yellow", report.warnings)):
         for finding in findings:
-            console.print(Text.assemble((f"line {finding.line}: {kind}", style), finding.message))
+            console.print(Text.assemble((f"{finding.label}: {kind}", style), finding.message))
     console.print(Text(_counts(report)))
 
 

@@ -10,6 +10,7 @@ import tyro
 
 from controlnet.cli.common import Compute
 from controlnet.errors import UserError
+from controlnet.generation.memory import MemoryOptions
 from controlnet.generation.recipe import PictureOptions, Recipe, UnitChoice, read_unit
 from controlnet.generation.unit_text import parse, write
 from controlnet.generation.values import read_fields
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
     from controlnet.generation.picture_file import Made
     from controlnet.generation.production import Outcome, Production
 
+WAYS = ("storage", "vae", "attention")  # of saving memory, that may change a grey level
+
 
 @dataclass(frozen=True, kw_only=True)
-class Generate(PictureOptions, Compute):
+class Generate(PictureOptions, Compute, MemoryOptions):
     """Pictures from a prompt, written as PNG files that carry all their settings; prints the path of each.
 
     Run the same command again to go on after an interruption: pictures that are there are not made again, and none is
@@ -74,7 +77,9 @@ class Generate(PictureOptions, Compute):
 
         problems: list[str] = []
         jobs = self._jobs(problems)
-        production = Production(jobs, self.device, self.dtype, self._batch_size(jobs))
+        options = MemoryOptions(**{each.name: getattr(self, each.name) for each in fields(MemoryOptions)})
+        problems += options.problems()
+        production = Production(jobs, self.device, self.dtype, self._batch_size(jobs), options)
         production.check(problems)
         outcomes: list[Outcome] = []
         try:
@@ -147,6 +152,10 @@ class Generate(PictureOptions, Compute):
             say = partial(bar.console.print, style="yellow", markup=False, soft_wrap=True)
             if self.safety != "off":
                 say(f"safety checker: {production.checker or 'none; the pictures are not checked'}")
+            if production.needs is not None:
+                say(f"memory: {production.memory}: {production.needs} of {self.memory_limit}")
+            for warning in production.warnings:
+                say(warning)
             wanted = sum(job.name is not None for job in production.jobs)
             task = bar.add_task(f"{wanted} picture(s)", total=len(production.jobs))
             for batch in production.produce(self.out, lambda done: bar.update(task, completed=done)):
@@ -201,7 +210,7 @@ def _options_of_picture(path: Path) -> dict[str, Any]:
     if made is None:
         raise UserError(f"{path}: no settings of ours inside; expected a PNG that `controlnet generate` has written")
     options = {each.name: getattr(made.recipe, each.name) for each in fields(PictureOptions)}
-    where = {name: made.machine[name] for name in ("device", "dtype")}
+    where = {name: made.machine[name] for name in ("device", "dtype", *WAYS) if name in made.machine}
     return {**options, **where, "prompt": made.recipe.prompt, "unit": tuple(map(write, made.recipe.units))}
 
 

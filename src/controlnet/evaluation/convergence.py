@@ -16,12 +16,17 @@ QUIET = 0.05  # validations under this gain belong to the quiet start
 
 @dataclass(frozen=True)
 class Validation:
-    """What was measured after `step` optimizer steps; fidelity only for conditions that have an annotator."""
+    """What was measured after `step` optimizer steps, on held-out pairs at fixed noise and timesteps."""
 
     step: int
     loss: float
     hint_gain: float
     fidelity: float | None = None
+    """Only for conditions that have a measure and whose annotator is at hand."""
+    base_loss: float | None = None
+    """The same loss of the locked base alone, without control."""
+    text_accuracy: float | None = None
+    """On the embedded base: the share of what texts say that is painted with the control under an empty hint."""
 
 
 @dataclass(frozen=True)

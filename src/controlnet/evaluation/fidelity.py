@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Mask = NDArray[np.bool_]
+from controlnet.evaluation.metrics import Mask, overlap
+
 Pixels = NDArray[np.uint8]
 
 RING_LEVEL = 16  # of 255: the anti-aliased rim of a ring counts, the noise of a JPEG-coded black does not
@@ -26,12 +27,6 @@ def fidelity(picture: Pixels, hint: Pixels) -> float:
 
 def mean_fidelity(pictures: Sequence[Pixels], hints: Sequence[Pixels]) -> float:
     return float(np.mean([fidelity(picture, hint) for picture, hint in zip(pictures, hints, strict=True)]))
-
-
-def overlap(first: Mask, second: Mask) -> float:
-    """Intersection over union of two masks (h, w); 0 where both are empty."""
-    union = int((first | second).sum())
-    return float((first & second).sum() / union) if union else 0.0
 
 
 def disc(hint: Pixels) -> Mask:

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from controlnet.base import Base
 from controlnet.data.colours import RGB
 from controlnet.data.shapes import CENTRE, RADIUS, SHAPES, Scene, draw_scene, mask
-from controlnet.evaluation.fidelity import Mask, Pixels, colour_error, colour_errors, overlap, region
+from controlnet.evaluation.fidelity import Pixels, colour_error, colour_errors, region
+from controlnet.evaluation.metrics import Mask, overlap
 from controlnet.generation.pipeline import Progress, generate_pixels
 from controlnet.generation.settings import Settings
+from controlnet.generation.unit import Unit
 
 FRESH = 1_000_000  # stream of the prompts that are asked, far from those of any training
 SAME_COLOUR = 10.0  # CIEDE2000: another shade at most
@@ -32,18 +34,27 @@ class Accuracy:
     colour: float
     shape: float
 
+    @property
+    def mean(self) -> float:
+        return (self.background + self.colour + self.shape) / 3
+
     def __str__(self) -> str:
         return f"background colour {self.background:.1%}, shape's colour {self.colour:.1%}, shape {self.shape:.1%}"
 
 
 def text_accuracy(
-    base: Base, count: int = 500, seed: int = 0, settings: Settings | None = None, progress: Progress | None = None
+    base: Base,
+    count: int = 500,
+    seed: int = 0,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+    units: Sequence[Unit] = (),
 ) -> tuple[Accuracy, NDArray[np.uint8]]:
     """Ask for `count` fresh scenes, 20 steps each; also gives their pictures (n, H, W, 3)."""
     scenes = [draw_scene(np.random.default_rng([FRESH, seed, number])) for number in range(count)]
     captions = [scene.caption for scene in scenes]
     pictures = generate_pixels(
-        base, captions, range(count), settings=settings or Settings(), batch_size=16, progress=progress
+        base, captions, range(count), units, settings or Settings(), batch_size=16, progress=progress
     )
     return judge(scenes, pictures), pictures
 

@@ -1,134 +1,109 @@
-"""Pairs encoded once: the VAE's posterior of every picture, the context of every distinct prompt, hints as uint8.
+"""Pairs encoded once: the VAE's posterior of every picture and the context of every distinct prompt, on disk.
 
 The noise of the posterior and the dropping of prompts come after the cache, from each sample's own draw, so the cache
-changes nothing in what is learned. On disk it is one file per content: other pictures or another base, another file.
+changes nothing in what is learned. What is stored is found by its content: the picture's bytes, what is seen of it, the
+weights that encode it. So trainings share a cache, a killed one goes on where it was, and what changed is made anew.
 """
 
 import hashlib
-import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from controlnet.atomic import write_atomically
-from controlnet.base import Base
-from controlnet.control import Prompt
-from controlnet.data.pairs import MANIFEST, Pairs
+from controlnet.base import Base, tokenize, weights_hash
+from controlnet.data.pairs import Pairs
+from controlnet.data.prefetch import prefetched
 from controlnet.errors import UserError
-from controlnet.training.loss import Batch
+from controlnet.training.encoded import (
+    ENCODED_AT_ONCE,
+    Encoded,
+    encode_pictures,
+    encode_texts,
+    latent_key,
+    variant_key,
+)
+from controlnet.training.reader import Dataset, Reader, Sample, reader_of
+from controlnet.training.store import DiskStore, MemoryStore, Store
+from controlnet.training.streaming import Streamed
+from controlnet.training.survey import VERSION, survey_of
 
-VERSION = 1  # of what is stored; another number, another file
-TOLERATED = 0.01  # share of pairs that may be unusable
-TOLD = 10  # unusable pairs named in an error
-ENCODED_AT_ONCE = 32
-HINT_BYTES = 2 * 2**30  # hints beyond this are decoded anew at each visit instead of kept in memory
-ROUNDING = 1e-3  # by which float pictures may leave their range
+__all__ = ["Caching", "Dataset", "Encoded", "encode", "fingerprint", "held_out_count"]
+
+SHARD_BYTES = 128 * 2**20
+SHARD_SECONDS = 60.0  # what a killed process may lose
 
 T = TypeVar("T")
 
 
-class Dataset(Protocol):
-    """What can be trained on: map-style, each item with `jpg` (H, W, 3) in [-1, 1], `txt`, `hint` in [0, 1]."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Any: ...
-
-
 @dataclass(frozen=True)
-class Encoded:
-    """n usable pairs of one size. `samples[row]` is a row's index in the data set; the last prompt is the empty one."""
+class Caching:
+    """Where encoded pictures and prompts are kept."""
 
-    mean_nchw: Tensor
-    deviation_nchw: Tensor
-    prompts: Prompt
-    prompt_n: Tensor
-    captions: list[str]
-    samples: list[int]
-    hint_of: Callable[[int], NDArray[np.uint8]]
-    hint_channels: int
-    defects: list[str]
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def batch(self, rows: Sequence[int], empties_prompt_b: Tensor) -> Batch:
-        """The pairs of these rows, on the CPU; the emptied ones with the empty prompt."""
-        which = torch.as_tensor(rows)
-        empty = len(self.prompts.context_btd) - 1
-        prompt = self.prompts[torch.where(empties_prompt_b, empty, self.prompt_n[which])]
-        hints_bhwc = torch.from_numpy(np.stack([self.hint_of(row) for row in rows]))
-        hint_bchw = hints_bhwc.permute(0, 3, 1, 2).float() / 255
-        return Batch(self.mean_nchw[which], self.deviation_nchw[which], prompt, hint_bchw)
-
-    def split(self, count: int) -> tuple["Encoded", "Encoded"]:
-        """All but the last `count` rows, and these."""
-        cut = len(self) - count
-        return self._rows(0, cut), self._rows(cut, len(self))
-
-    def _rows(self, start: int, end: int) -> "Encoded":
-        hint_of = self.hint_of
-        return replace(
-            self,
-            mean_nchw=self.mean_nchw[start:end],
-            deviation_nchw=self.deviation_nchw[start:end],
-            prompt_n=self.prompt_n[start:end],
-            captions=self.captions[start:end],
-            samples=self.samples[start:end],
-            hint_of=lambda row: hint_of(start + row),
-        )
+    place: Literal["disk", "memory", "off"] = "disk"
+    """"off" encodes every picture and prompt at each visit."""
+    variants: int | None = None
+    """How many versions of a random crop or flip there are, all of them cached; None draws one for each visit, which
+    no cache can have."""
 
 
-def encode(base: Base, dataset: Dataset, folder: Path, content: str, console: Console) -> Encoded:
-    """The pairs as a training needs them, from the cache in `folder` if it has them.
+def encode(
+    base: Base,
+    dataset: Dataset,
+    folder: Path,
+    content: str,
+    console: Console,
+    caching: Caching = Caching(),
+    seed: int = 0,
+) -> Encoded:
+    """The pairs as a training needs them, from the cache in `folder` as far as it has them.
 
-    `content` is the data set's `fingerprint`. Unusable pairs are left out and named; UserError when they are more than
-    one in a hundred, or when nothing is left.
+    `content` is the data set's `fingerprint`; `seed` draws random crops and flips. Unusable pairs are left out and
+    named; UserError when they are more than one in a hundred, or when nothing is left.
     """
-    key = hashlib.sha256(f"{VERSION} {base.hash()} {base.dtype} {content}".encode()).hexdigest()[:16]
-    path = folder / f"encoded-{key}.safetensors"
-    if not path.exists():
-        tensors, told = _encode(base, dataset, console)
-        write_atomically(path, lambda temporary: save_file(tensors, temporary, {"told": json.dumps(told)}))
-    encoded = _load(path, dataset)
-    for defect in encoded.defects:
-        console.print(f"skipped: {defect}", style="yellow", markup=False)
-    if encoded.defects:
-        console.print(f"{len(encoded.defects)} of {len(dataset)} pairs cannot be used and are skipped", style="yellow")
-    return encoded
+    if isinstance(dataset, Pairs):
+        dataset = _sized(dataset, base, console)
+        if dataset.records.stream:
+            return _streamed(base, dataset, folder, console, seed)
+    reader = reader_of(dataset)
+    is_random = isinstance(dataset, Pairs) and dataset.transform.is_random
+    variants = caching.variants if is_random else 1
+    survey = survey_of(reader, _multiple(base), folder, content, console)
+    texts = list(dict.fromkeys(["", *survey.captions]))
+    longest = max(texts, key=lambda text: len(base.tokenizers[0](text).input_ids))
+    cache = folder if caching.place == "disk" else None
+    moments = contexts = None
+    context_keys: dict[str, str] = {}
+    if caching.place != "off" and variants is not None:
+        keys = [variant_key(variant) for variant in range(variants)]
+        moments = _latents(base, reader, survey.samples, keys, cache, console)
+    if caching.place != "off":
+        contexts, context_keys = _contexts(base, texts, longest, cache, console)
+    return Encoded(
+        reader,
+        **asdict(survey),
+        latent_channels=base.vae.config.latent_channels,
+        factor=base.factor,
+        seed=seed,
+        variants=variants,
+        moments=moments,
+        contexts=contexts,
+        context_keys=context_keys,
+        longest=longest,
+        base=base,
+    )
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """SHA-256 of a data set's content: of the files of a folder, of every item of another."""
-    digest = hashlib.sha256()
-    for part in _content_of_files(dataset) if isinstance(dataset, Pairs) else _content_of_items(dataset):
-        digest.update(hashlib.sha256(part).digest())
-    return digest.hexdigest()
-
-
-def _content_of_files(pairs: Pairs) -> Iterator[bytes]:
-    yield (pairs.folder / MANIFEST).read_bytes()
-    for row in pairs.rows:
-        for path in (pairs.folder / row.source, pairs.folder / row.target):
-            yield path.read_bytes() if path.is_file() else b""
-
-
-def _content_of_items(dataset: Dataset) -> Iterator[bytes]:
-    for index in range(len(dataset)):
-        item = dataset[index]
-        yield str(item["txt"]).encode()
-        for pixels in (np.asarray(item["jpg"], np.float32), np.asarray(item["hint"], np.float32)):
-            yield f"{pixels.shape}".encode() + pixels.tobytes()
+    """SHA-256 of a data set's content: of the files of `Pairs`, of every item of another."""
+    return reader_of(dataset).fingerprint()
 
 
 def held_out_count(pairs: int) -> int:
@@ -136,171 +111,153 @@ def held_out_count(pairs: int) -> int:
     return max(1, min(max(16, min(64, pairs // 50)), pairs // 4))
 
 
-def _encode(base: Base, dataset: Dataset, console: Console) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What the cache stores: tensors, and a JSON of the rest."""
-    reader = _Reader(dataset, base)
-    means, deviations, hints, captions, samples = [], [], [], [], []
-    kept = True
-    for chunk in _chunks(track(reader, "encoding pictures", len(dataset), console=console), ENCODED_AT_ONCE):
-        pixels_bhwc = torch.from_numpy(np.stack([pair.picture for pair in chunk]))
-        mean_bchw, deviation_bchw = base.encode_moments(pixels_bhwc.permute(0, 3, 1, 2))
-        means.append(mean_bchw.cpu())
-        deviations.append(deviation_bchw.cpu())
-        captions += [pair.caption for pair in chunk]
-        samples += [pair.sample for pair in chunk]
-        kept = kept and chunk[0].hint.nbytes * len(dataset) <= HINT_BYTES
-        hints += [torch.from_numpy(pair.hint) for pair in chunk] if kept else []
-    if not samples:
-        raise UserError("the data has no pair that can be used; `controlnet data check FOLDER` lists what is wrong")
-    prompts, prompt_n = _encode_prompts(base, captions, chunk[0].picture.shape, console)
-    tensors = {"mean": torch.cat(means), "deviation": torch.cat(deviations), "prompt_of": prompt_n}
-    tensors |= {"context": prompts.context_btd} | {f"added.{name}": x for name, x in (prompts.added or {}).items()}
-    tensors |= {"hints": torch.stack(hints)} if kept else {}
-    told = {
-        "captions": captions,
-        "samples": samples,
-        "defects": reader.defects,
-        "hint_channels": chunk[0].hint.shape[2],
-    }
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}, told
+def _sized(pairs: Pairs, base: Base, console: Console) -> Pairs:
+    """The pairs at a size that the base can take: as they are if they have one such size, else at the base's own."""
+    multiple = _multiple(base)
+    if pairs.transform.resolution is not None:
+        return pairs.seen_by(replace(pairs.transform, multiple=multiple))
+    sizes = set() if pairs.records.stream else {facts.size for facts in pairs.facts if facts.size}
+    if len(sizes) == 1:
+        width, height = next(iter(sizes))
+        if width % multiple == 0 == height % multiple and width * height <= base.resolution**2:
+            return pairs
+    side = base.resolution
+    console.print(f"pictures are resized and cropped to {side}x{side}; another size: --resolution")
+    return pairs.seen_by(replace(pairs.transform, resolution=side, multiple=multiple))
 
 
-def _load(path: Path, dataset: Dataset) -> Encoded:
-    try:
-        with safe_open(path, framework="pt") as file:
-            told = json.loads(file.metadata()["told"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
-    except Exception as error:  # safetensors has its own type, and what it lets through is broken otherwise
-        raise UserError(f"{path}: broken cache ({error}); remove the file, it will be made anew") from error
-    added = {name.removeprefix("added."): x for name, x in tensors.items() if name.startswith("added.")}
-    samples = told["samples"]
-    if "hints" in tensors:
-        hints_nhwc = tensors["hints"].numpy()
-        hint_of: Callable[[int], NDArray[np.uint8]] = hints_nhwc.__getitem__
-    else:
-        hint_of = lambda row: _to_uint8(dataset[samples[row]]["hint"])  # noqa: E731  # one of two ways
-    prompts = Prompt(tensors["context"], added or None)
-    return Encoded(
-        tensors["mean"],
-        tensors["deviation"],
-        prompts,
-        tensors["prompt_of"],
-        told["captions"],
-        samples,
-        hint_of,
-        told["hint_channels"],
-        told["defects"],
+def _streamed(base: Base, pairs: Pairs, folder: Path, console: Console, seed: int) -> Streamed:
+    """Pairs of a stream, whose captions and pictures are seen when they come."""
+    if pairs.transform.aspect_buckets:
+        raise UserError("--aspect-buckets need every picture's size before the training; leave out --streaming")
+
+    def hold_out(count: int) -> Encoded:
+        kept, content = pairs.first(count), f"{fingerprint(pairs)} {count}"
+        return encode(base, kept, folder, content, console, Caching("memory"), seed)
+
+    return Streamed(
+        reader_of(pairs),
+        samples=range(len(pairs)),
+        captions=(),
+        hint_channels=3,
+        defects=[],
+        latent_channels=base.vae.config.latent_channels,
+        factor=base.factor,
+        seed=seed,
+        variants=None,
+        moments=None,
+        contexts=None,
+        context_keys={},
+        longest="",
+        base=base,
+        hold_out=hold_out,
     )
 
 
-def _encode_prompts(
-    base: Base, captions: list[str], shape_hwc: tuple[int, ...], console: Console
-) -> tuple[Prompt, Tensor]:
-    """Contexts of the distinct prompts and, last, of the empty one; and which is whose."""
-    distinct = sorted(set(captions) - {""})
-    number = {caption: index for index, caption in enumerate([*distinct, ""])}
-    # all prompts of a call get as many tokens as its longest: so the longest of all takes part in each
-    longest = max([*distinct, ""], key=lambda caption: len(base.tokenizers[0](caption).input_ids))
-    parts = []
-    for chunk in _chunks(track([*distinct, ""], "encoding prompts", console=console), ENCODED_AT_ONCE):
-        prompt = base.encode_prompts([*chunk, longest], size_hw=(shape_hwc[0], shape_hwc[1]))[: len(chunk)]
-        parts.append(prompt.to(torch.device("cpu"), base.dtype))
-    return Prompt.cat(parts), torch.tensor([number[caption] for caption in captions])
+def _multiple(base: Base) -> int:
+    return base.factor * 2 ** (len(base.unet.config.block_out_channels) - 1)
 
 
-@dataclass(frozen=True)
-class _Pair:
-    sample: int
-    picture: NDArray[np.float32]
-    hint: NDArray[np.uint8]
-    caption: str
+def _latents(
+    base: Base,
+    reader: Reader,
+    samples: Sequence[int],
+    keys: Sequence[tuple[int, int]],
+    folder: Path | None,
+    console: Console,
+) -> Store:
+    """The store with the latents of all samples in all versions; those that it lacked are made."""
+    config = base.vae.config
+    of = f"{weights_hash([base.vae])} {config.scaling_factor} {config.shift_factor} {_precision(base)}"
+    store = _open_store(folder, "latents", of, console)
+    named = {latent_key(reader, sample, key): (sample, key) for key in keys for sample in samples}
+    tasks = [(key, *named[key]) for key in store.missing(named)]
+    tasks.sort(key=lambda task: reader.size(task[1]))  # those of one size together; else in order
+
+    def read(task: tuple[str, int, tuple[int, int]]) -> tuple[str, Sample]:
+        key, sample, view_key = task
+        return key, reader.read(sample, *view_key)
+
+    def encoded(chunk: Sequence[tuple[str, Sample]]) -> dict[str, Tensor]:
+        pictures_bhwc = torch.from_numpy(np.stack([sample.picture for _, sample in chunk]))
+        mean_bchw, deviation_bchw = (part.to("cpu", _precision(base)) for part in encode_pictures(base, pictures_bhwc))
+        return {"mean": mean_bchw, "deviation": deviation_bchw}
+
+    found = track(prefetched(read, tasks, reader.threads), "encoding pictures", len(tasks), console=console)
+    chunks = _chunks(found, ENCODED_AT_ONCE, lambda item: item[1].picture.shape)
+    _fill(store, (([key for key, _ in chunk], encoded(chunk)) for chunk in chunks))
+    return store
 
 
-class _Reader:
-    """The usable pairs of a data set, in order; collects the defects of the others, UserError when they are many."""
+def _contexts(
+    base: Base, texts: Sequence[str], longest: str, folder: Path | None, console: Console
+) -> tuple[Store, dict[str, str]]:
+    """The store with the contexts of all distinct prompts and of the empty one, and where in it each is."""
+    store = _open_store(folder, "contexts", f"{weights_hash(base.text_encoders)} {base.dtype}", console)
+    # the tokens and not the text: another tokenizer, or a longer prompt among the others, makes another context
+    ids_nkt = [tokenize(tokenizer, [*texts, longest]).numpy() for tokenizer in base.tokenizers]
+    keys = {
+        text: hashlib.sha256(b"".join(each[number].tobytes() for each in ids_nkt)).hexdigest()[:32]
+        for number, text in enumerate(texts)
+    }
+    absent = set(store.missing(keys.values()))
+    lacking = [text for text, key in keys.items() if key in absent]
 
-    def __init__(self, dataset: Dataset, base: Base) -> None:
-        self.dataset = dataset
-        self.multiple = base.factor * 2 ** (len(base.unet.config.block_out_channels) - 1)
-        self.defects: list[str] = []
-        self.shape: tuple[int, ...] | None = None  # height, width, channels of pictures, channels of hints
+    def encoded(chunk: Sequence[str]) -> dict[str, Tensor]:
+        prompt = encode_texts(base, chunk, longest)
+        added = {name: x for name, x in (prompt.added or {}).items() if name != "time_ids"}  # each visit has its own
+        return {name: x.to("cpu", base.dtype) for name, x in {"context": prompt.context_btd, **added}.items()}
 
-    def __iter__(self) -> Iterator[_Pair | None]:
-        """One item per sample, None for an unusable one."""
-        for sample in range(len(self.dataset)):
-            pair = self._read(sample)
-            if isinstance(pair, str):
-                self._skip(f"pair {sample}: {pair}")
-                yield None
-            else:
-                yield pair
-
-    def _read(self, sample: int) -> _Pair | str:
-        """The pair, or what is wrong with it."""
-        try:
-            item = self.dataset[sample]
-        except UserError as error:
-            return str(error)
-        picture, hint = np.asarray(item["jpg"], np.float32), np.asarray(item["hint"], np.float32)
-        _check_range("jpg", picture, -1, 1)
-        _check_range("hint", hint, 0, 1)
-        if hint.shape[:2] != picture.shape[:2]:
-            return f"its hint has {_size(hint)} pixels, the picture {_size(picture)}; make them one size"
-        if self.shape is None:
-            self._accept(picture.shape, hint.shape)
-        if (*picture.shape, hint.shape[2]) != self.shape:
-            found = f"{_size(picture)}, {hint.shape[2]} hint channels"
-            return f"{found}; the pairs before it have {self._expected()}; resize it"
-        return _Pair(sample, picture, _to_uint8(hint), str(item["txt"]))
-
-    def _accept(self, picture: tuple[int, ...], hint: tuple[int, ...]) -> None:
-        """Take the first pair's shape as that of all."""
-        height, width = picture[:2]
-        if height % self.multiple or width % self.multiple:
-            raise UserError(
-                f"pictures are {width}x{height}; this base needs sides that are multiples of {self.multiple}: "
-                "resize the pictures and their hints"
-            )
-        self.shape = (*picture, hint[2])
-
-    def _expected(self) -> str:
-        height, width, _, channels = self.shape or (0, 0, 0, 0)
-        return f"{width}x{height}, {channels} hint channels"
-
-    def _skip(self, defect: str) -> None:
-        self.defects.append(defect)
-        allowed = int(TOLERATED * len(self.dataset))
-        if len(self.defects) > allowed:
-            named = "\n".join(f"  {defect}" for defect in self.defects[:TOLD])
-            raise UserError(
-                f"{len(self.defects)} unusable pairs so far, of {len(self.dataset)}; at most {allowed} are skipped:\n"
-                f"{named}\nmend or remove them; `controlnet data check FOLDER` lists all"
-            )
+    found = track(lacking, "encoding prompts", console=console)
+    chunks = _chunks(found, ENCODED_AT_ONCE, lambda text: 0)
+    _fill(store, (([keys[text] for text in chunk], encoded(chunk)) for chunk in chunks))
+    return store, keys
 
 
-def _check_range(name: str, pixels: NDArray[np.float32], low: float, high: float) -> None:
-    """A user's data set that mistakes the range is stopped at once: it would train, and never obey."""
-    least, most = float(pixels.min()), float(pixels.max())
-    if not (low - ROUNDING <= least and most <= high + ROUNDING):
-        raise UserError(f"`{name}` has values from {least:.3g} to {most:.3g}; expected [{low}, {high}]")
+def _open_store(folder: Path | None, kind: str, made_with: str, console: Console) -> Store:
+    """Of what was made with these weights; without a folder in memory."""
+    if folder is None:
+        return MemoryStore()
+    store = DiskStore(folder / f"{kind}-{hashlib.sha256(f'{VERSION} {made_with}'.encode()).hexdigest()[:16]}")
+    for told in store.broken:
+        console.print(f"{told}; what it held is made anew", style="yellow", markup=False)
+    return store
 
 
-def _size(pixels_hwc: NDArray[np.float32]) -> str:
-    return f"{pixels_hwc.shape[1]}x{pixels_hwc.shape[0]}"
+def _precision(base: Base) -> torch.dtype:
+    """Of stored latents: as exact as the base's own arithmetic."""
+    return torch.float32 if base.dtype == torch.float32 else torch.float16
 
 
-def _to_uint8(hint: NDArray[np.float32]) -> NDArray[np.uint8]:
-    return np.rint(np.asarray(hint) * 255).astype(np.uint8)
+def _fill(store: Store, chunks: Iterator[tuple[list[str], dict[str, Tensor]]]) -> None:
+    """Write shards of one shape, of some size, or of what came in some time."""
+    keys, parts, since = list[str](), list[dict[str, Tensor]](), time.monotonic()
+
+    def write() -> None:
+        if keys:
+            store.add(keys, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+            keys.clear()
+            parts.clear()
+
+    for names, tensors in chunks:
+        if parts and any(tensors[name].shape[1:] != x.shape[1:] for name, x in parts[0].items()):
+            write()
+        keys += names
+        parts.append(tensors)
+        size = sum(x.nbytes for part in parts for x in part.values())
+        if size >= SHARD_BYTES or time.monotonic() - since >= SHARD_SECONDS:
+            write()
+            since = time.monotonic()
+    write()
 
 
-def _chunks(items: Iterable[T | None], size: int) -> Iterator[list[T]]:
-    """Lists of `size`, the last perhaps shorter; None is left out."""
+def _chunks(items: Iterable[T], size: int, kind: Callable[[T], object]) -> Iterator[list[T]]:
+    """Lists of `size` items of one kind, or of fewer where the kind changes."""
     chunk: list[T] = []
     for item in items:
-        if item is not None:
-            chunk.append(item)
-        if len(chunk) == size:
+        if chunk and (len(chunk) == size or kind(item) != kind(chunk[0])):
             yield chunk
             chunk = []
+        chunk.append(item)
     if chunk:
         yield chunk

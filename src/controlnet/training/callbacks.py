@@ -1,7 +1,10 @@
 """What happens around the steps of a training: progress, validation, checkpoints, signals."""
 
 import math
+import os
+import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
+import psutil
 import torch
 from lightning.pytorch import Callback, Trainer
 from rich.console import Console
@@ -17,13 +22,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch import Tensor
 
 from controlnet.checkpoints.control_file import NAME_IN_RUN, ControlMetadata, save_control
-from controlnet.errors import UserError
-from controlnet.evaluation.convergence import newly_converged
-from controlnet.evaluation.curve import draw_curve
-from controlnet.training.checkpoint import checkpoint_path, prune
+from controlnet.training.checkpoint import checkpoint_path, checkpoints, prune
 from controlnet.training.module import ControlNetModule
+from controlnet.training.ranks import Ranks
 from controlnet.training.record import Record
-from controlnet.training.validation import HeldOut
+from controlnet.training.validation import HeldOut, publish
 
 LOGGED_EVERY = 10  # steps: reading the loss makes a GPU wait
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -44,8 +47,20 @@ class Pauses:
             self.seconds += time.perf_counter() - start
 
 
+def most_memory(device: torch.device) -> int:
+    """Bytes: the most that was in use, by torch on a GPU, else by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if os.name == "nt":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # which Windows does not have
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
 class ShowProgress(Callback):
-    """A bar with loss, images/s and time left; the same figures in the record. UserError if the loss is not finite."""
+    """A bar with loss, images/s and time left; the same figures in the record."""
 
     def __init__(self, record: Record, batch_size: int, console: Console, pauses: Pauses) -> None:
         self.record, self.batch_size, self.pauses = record, batch_size, pauses
@@ -67,14 +82,12 @@ class ShowProgress(Callback):
         step = trainer.global_step
         if step % LOGGED_EVERY and step != trainer.max_steps:
             return
-        loss = torch.stack(self.losses).mean().item()
+        losses = torch.stack(self.losses)
+        loss = losses[losses.isfinite()].mean().item()  # of the steps that were taken
         now = self._clock()
         speed = len(self.losses) * self.batch_size / (now - self.since)
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} near step {step}; try a lower --learning-rate or --dtype float32 in a new --out"
-            )
-        self.record.add(step, loss=loss, images_per_second=speed)
+        measured = {"loss": None if math.isnan(loss) else loss, "images_per_second": speed}
+        self.record.add(step, **measured, peak_memory=most_memory(module.device))
         self.bar.update(self.task, completed=step, loss=f"{loss:.4f}", speed=f"{speed:.1f}")
         self.losses, self.since = [], now
 
@@ -110,41 +123,74 @@ class Validate(Callback):
         picture = self.folder / "samples" / f"step-{step:06d}.png"
         with self.pauses.pause():
             measured = self.held_out.validate(module, step, picture, trainer.precision_plugin.val_step_context())
-        self.record.add(step, held_out_loss=measured.loss, hint_gain=measured.hint_gain, fidelity=measured.fidelity)
-        draw_curve(self.folder / "curve.png", self.record.losses, self.record.history)
-        fidelity = "" if measured.fidelity is None else f", fidelity {measured.fidelity:.2f}"
-        self.console.print(
-            f"step {step}: held-out loss {measured.loss:.4f}, hint gain {measured.hint_gain:.3f}{fidelity}"
-        )
-        if convergence := newly_converged(self.record.history):
-            self.console.print(str(convergence), style="bold green")
+        publish(self.folder, self.record, measured, self.console, self.held_out.news())
 
 
 class SaveCheckpoints(Callback):
-    """Every `every` steps and at the end: a whole checkpoint, the control alone; only then is the oldest removed."""
+    """Every `every` steps and at the end: the control alone, a whole checkpoint; only then is the oldest removed.
 
-    def __init__(self, folder: Path, every: int, metadata: ControlMetadata, pauses: Pauses) -> None:
-        self.folder, self.every, self.metadata, self.pauses = folder, every, metadata, pauses
+    In this order: whoever is killed between the two has a control that is newer than the run, never an older one. Many
+    processes come here together; the first of them writes.
+    """
+
+    def __init__(
+        self, folder: Path, every: int, kept: int, metadata: ControlMetadata, pauses: Pauses, ranks: Ranks
+    ) -> None:
+        self.folder, self.every, self.kept = folder, every, kept
+        self.metadata, self.pauses, self.ranks = metadata, pauses, ranks
+        self.saved = -1  # step
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
         if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
             self.save(trainer, module)
 
     def save(self, trainer: Trainer, module: ControlNetModule) -> None:
-        path = checkpoint_path(self.folder, trainer.global_step)
+        """Once for a step, however often it is called."""
+        if self.saved == trainer.global_step:
+            return
+        self.saved = trainer.global_step
         with self.pauses.pause():
-            if not path.exists():
-                trainer.save_checkpoint(path)
-            save_control(self.folder / NAME_IN_RUN, module.control, self.metadata)
-            prune(self.folder)
+            if self.ranks.is_first:
+                with module.as_saved():
+                    save_control(self.folder / NAME_IN_RUN, module.control, self.metadata)
+            trainer.save_checkpoint(checkpoint_path(self.folder, self.saved))
+            if self.ranks.is_first:
+                prune(self.folder, self.kept)
+
+    def told(self) -> str:
+        """Where the last checkpoint is."""
+        last = checkpoints(self.folder)[-1:]
+        return f"the last checkpoint is that of step {last[0][0]}" if last else "there is no checkpoint yet"
+
+
+class KeepState(Callback):
+    """What a checkpoint holds beside Lightning's state: the position, random state, and what the run is trained on.
+
+    Nothing in a step is drawn from the random state, it is kept for what users add to a training.
+    """
+
+    def __init__(self, global_batch: int, pairs: int, identity: dict[str, str]) -> None:
+        """`pairs` in an epoch; `identity` as `start.identity` has it."""
+        self.global_batch, self.pairs, self.identity = global_batch, pairs, identity
+
+    def on_save_checkpoint(self, trainer: Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+        epoch, place = divmod(trainer.global_step * self.global_batch, self.pairs)
+        position = {"step": trainer.global_step, "epoch": epoch, "place_in_epoch": place}
+        checkpoint["run"] = {"position": position, "identity": self.identity, "random": random_state()}
+
+    def on_load_checkpoint(self, trainer: Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+        restore_random_state(checkpoint["run"]["random"])
 
 
 class StopOnSignal(Callback):
-    """On Ctrl-C or SIGTERM: finish the step, save, stop. A second Ctrl-C stops at once. Comes last of the callbacks."""
+    """On Ctrl-C or SIGTERM: finish the step, save, stop. A second Ctrl-C stops at once. Comes last of the callbacks.
 
-    def __init__(self, checkpoints: SaveCheckpoints) -> None:
-        self.checkpoints = checkpoints
-        self.received: signal.Signals | None = None
+    It suffices that one of many processes is told: they agree after each step.
+    """
+
+    def __init__(self, saves: SaveCheckpoints, ranks: Ranks) -> None:
+        self.saves, self.ranks = saves, ranks
+        self.received = 0
         self._handlers: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
@@ -154,11 +200,12 @@ class StopOnSignal(Callback):
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received == number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = signal.Signals(number)
+        self.received = number
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
-        if self.received:
-            self.checkpoints.save(trainer, module)
+        if received := self.ranks.most(self.received):
+            self.received = received
+            self.saves.save(trainer, module)
             trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, module: Any) -> None:
@@ -171,3 +218,25 @@ class StopOnSignal(Callback):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+
+
+def random_state() -> dict[str, Any]:
+    """Of Python, NumPy and torch, as values that a checkpoint can hold."""
+    version, words, gauss = random.getstate()
+    name, keys, place, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [name, torch.from_numpy(np.asarray(keys, np.int64)), int(place), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [],  # type: ignore[no-untyped-call]
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"][0])

@@ -6,7 +6,6 @@ Its rings to be judged by are drawn from the whole distribution of the data, wit
 """
 
 import hashlib
-import html
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -30,6 +29,7 @@ from controlnet.generation.settings import Settings
 from controlnet.generation.unit import Unit
 from controlnet.images import encode_png, grid
 from controlnet.training.config import TrainConfig
+from controlnet.training.page import escaped, figures, page
 from controlnet.training.run import Trained, train
 
 Rgb = NDArray[np.uint8]
@@ -128,7 +128,7 @@ def judge(out: Path, base: Base, trained: Trained, digest: str) -> Score:
     encode_png(grid(rows, captions=captions), out / "grid.png")
     write_atomically(out / "curve.png", lambda temporary: temporary.write_bytes((out / "run/curve.png").read_bytes()))
     write_atomically(
-        out / "index.html", lambda temporary: temporary.write_text(page(score, prompts[:SHOWN]), encoding="utf-8")
+        out / "index.html", lambda temporary: temporary.write_text(shown(score, prompts[:SHOWN]), encoding="utf-8")
     )
     return score
 
@@ -148,39 +148,29 @@ def share_as_named(pictures: Sequence[Rgb], scenes: Sequence[Scene], hints: Sequ
     return float((np.array(errors) <= NAMED_COLOUR).mean())
 
 
-def page(score: Score, prompts: Sequence[str]) -> str:
+def shown(score: Score, prompts: Sequence[str]) -> str:
     """index.html: the pictures beside it, and the figures."""
-    told = "".join(f"<li>{html.escape(prompt)}</li>" for prompt in prompts)
-    return PAGE.format(
-        fidelity=f"{score.fidelity:.2f}",
-        without=f"{score.without:.2f}",
-        report=html.escape(score.report()),
-        prompts=told,
-        shown=SHOWN,
-        unseen=UNSEEN,
+    told = {
+        "fidelity": f"{score.fidelity:.2f}",
+        "without control": f"{score.without:.2f}",
+        "colours as named": f"{score.colours:.0%}",
+        "steps": f"{score.steps:,}",
+    }
+    explained = {
+        "fidelity": f"{UNSEEN} unseen rings",
+        "without control": "same text, same noise",
+        "colours as named": "with control",
+    }
+    return page(
+        "A base learns to obey a circle",
+        "<p>The embedded base paints what a text says and knows nothing of control images. A ControlNet was attached "
+        "to it and trained, here, on circles. Fidelity: how far the painted disc overlaps the ring of its hint.</p>",
+        figures(told, explained),
+        '<img src="grid.png" alt="Hints, pictures with control, pictures without control">',
+        f"<p>The first {SHOWN} of the {UNSEEN}, left to right:</p>",
+        "<ol>" + "".join(f"<li>{escaped(prompt)}</li>" for prompt in prompts) + "</ol>",
+        "<h2>Sudden convergence</h2>",
+        '<img src="curve.png" alt="Loss, hint gain and fidelity over the steps of the training">',
+        f"<pre>{escaped(score.report())}</pre>",
+        '<p class="soft">The whole training, with all its curves and pictures, is in run/report.html.</p>',
     )
-
-
-PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>ControlNet: a base learns to obey a circle</title>
-<style>
-  body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
-  img {{ max-width: 100%; height: auto; }}
-  pre {{ background: #f4f4f4; padding: 1rem; overflow-x: auto; }}
-</style>
-<h1>A base learns to obey a circle</h1>
-<p>The embedded base paints what a text says and knows nothing of control images. A ControlNet was attached to it and
-trained, here, on circles. Fidelity, the overlap of the painted disc with the ring of its hint, is
-<b>{fidelity}</b> over {unseen} rings that the training has not seen; <b>{without}</b> for the same text and noise
-without control.</p>
-<img src="grid.png" alt="Hints, pictures with control, pictures without control">
-<p>The first {shown} of the {unseen}, left to right:</p>
-<ol>{prompts}</ol>
-<h2>Sudden convergence</h2>
-<img src="curve.png" alt="Loss, hint gain and fidelity over the steps of the training">
-<pre>{report}</pre>
-</html>
-"""

@@ -16,6 +16,7 @@ from torch.nn.functional import mse_loss
 from controlnet.base import Schedule
 from controlnet.control import Prompt
 from controlnet.data.order import sample_generator
+from controlnet.training.weighting import Weigh
 
 # (noisy latent, timestep, prompt, hint) -> prediction of noise or velocity, like the latent
 Controlled = Callable[[Tensor, Tensor, Prompt, Tensor], Tensor]
@@ -49,6 +50,7 @@ class Draw:
     noise_bchw: Tensor
     posterior_noise_bchw: Tensor
     empties_prompt_b: Tensor  # bool: who hears the empty prompt instead of its own
+    channel_noise_bc11: Tensor  # for a noise offset
 
     @classmethod
     def of(
@@ -62,6 +64,10 @@ class Draw:
         """The same noise at other timesteps."""
         return replace(self, timestep_b=timestep_b)
 
+    def offset(self, strength: float) -> "Draw":
+        """With noise that is alike over each channel added to the noise."""
+        return replace(self, noise_bchw=self.noise_bchw + strength * self.channel_noise_bc11) if strength else self
+
     def __getitem__(self, part: slice) -> "Draw":
         return self._map(lambda tensor: tensor[part])
 
@@ -72,8 +78,13 @@ class Draw:
         return Draw(*(change(getattr(self, field.name)) for field in fields(self)))
 
 
-def denoising_loss(model: Controlled, schedule: Schedule, batch: Batch, draw: Draw) -> Tensor:
-    """E || target - model(z_t, t, prompt, hint) ||^2 (Zhang et al. 2023, Eq. 5); the target is noise or velocity."""
+def denoising_loss(
+    model: Controlled, schedule: Schedule, batch: Batch, draw: Draw, weigh: Weigh | None = None
+) -> Tensor:
+    """E || target - model(z_t, t, prompt, hint) ||^2 (Zhang et al. 2023, Eq. 5); the target is noise or velocity.
+
+    `weigh`, if given, says how much each sample's error counts, by its timestep.
+    """
     latent_bchw = batch.mean_bchw + batch.deviation_bchw * draw.posterior_noise_bchw
     noisy_bchw = schedule.add_noise(latent_bchw, draw.noise_bchw, draw.timestep_b)
     prediction_bchw = model(noisy_bchw, draw.timestep_b, batch.prompt, batch.hint_bchw)
@@ -81,14 +92,18 @@ def denoising_loss(model: Controlled, schedule: Schedule, batch: Batch, draw: Dr
         target_bchw = schedule.velocity(latent_bchw, draw.noise_bchw, draw.timestep_b)
     else:
         target_bchw = draw.noise_bchw
+    if weigh is not None:
+        scale_b111 = weigh(draw.timestep_b).sqrt()[:, None, None, None]
+        prediction_bchw, target_bchw = scale_b111 * prediction_bchw, scale_b111 * target_bchw
     return mse_loss(prediction_bchw.float(), target_bchw)
 
 
 def _draw_one(
     generator: torch.Generator, latent_chw: Sequence[int], timesteps: int, emptied: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """In this order for ever: another order is another training run."""
     timestep = torch.randint(timesteps, (), generator=generator)
     coin = torch.rand((), generator=generator)
-    noise = torch.randn(tuple(latent_chw), generator=generator)
-    return timestep, noise, torch.randn(tuple(latent_chw), generator=generator), coin < emptied
+    noise, posterior_noise = (torch.randn(tuple(latent_chw), generator=generator) for _ in range(2))
+    channel_noise = torch.randn((latent_chw[0], 1, 1), generator=generator)
+    return timestep, noise, posterior_noise, coin < emptied, channel_noise

@@ -2,14 +2,20 @@
 
 import csv
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from controlnet.atomic import write_atomically
 from controlnet.errors import UserError
 from controlnet.evaluation.convergence import Validation
 
-FIELDS = ("step", "loss", "images_per_second", "held_out_loss", "hint_gain", "fidelity")
+FIELDS = (
+    *("step", "loss", "images_per_second", "peak_memory"),  # the memory in bytes
+    *("held_out_loss", "base_loss", "hint_gain", "fidelity", "text_accuracy"),
+)
+
+Row = dict[str, str]
 
 
 class Record:
@@ -18,10 +24,7 @@ class Record:
     def __init__(self, path: Path, until: int) -> None:
         """Take up the rows of a run that goes on from step `until`; what came after is measured anew."""
         self.path = path
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) if path.exists() else []
-        # a killed process may leave a torn last line: it lacks cells
-        whole = [row for row in rows if None not in row.values() and row["step"]]
-        self.rows = [row for row in whole if int(row["step"]) <= until]
+        self.rows = [row for row in read_rows(path) if int(row["step"]) <= until]
         write_atomically(path, lambda temporary: temporary.write_text(self._as_text(), encoding="utf-8"))
 
     def add(self, step: int, **measured: float | None) -> None:
@@ -37,26 +40,51 @@ class Record:
                 "make room, then run the same command to continue from it"
             ) from error
 
+    def add_validation(self, measured: Validation) -> None:
+        figures = {field.name: getattr(measured, field.name) for field in fields(measured)}
+        step, figures["held_out_loss"] = figures.pop("step"), figures.pop("loss")
+        self.add(step, **figures)
+
     @property
     def losses(self) -> list[tuple[int, float]]:
         """(step, mean training loss since the row before)."""
-        return [(int(row["step"]), float(row["loss"])) for row in self.rows if row["loss"]]
+        return column_of(self.rows, "loss")
 
     @property
     def history(self) -> list[Validation]:
-        return [
-            Validation(
-                int(row["step"]),
-                float(row["held_out_loss"]),
-                float(row["hint_gain"]),
-                float(row["fidelity"]) if row["fidelity"] else None,
-            )
-            for row in self.rows
-            if row["hint_gain"]
-        ]
+        return history_of(self.rows)
 
     def _as_text(self) -> str:
         return "".join([_line(FIELDS), *(_line(row.values()) for row in self.rows)])
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The whole rows of a metrics.csv; columns that an older version did not write are empty."""
+    if not path.exists():
+        return []
+    rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    # a killed process may leave a torn last line: it lacks cells
+    whole = [row for row in rows if None not in row.values() and row["step"]]
+    return [dict.fromkeys(FIELDS, "") | {name: row[name] for name in FIELDS if name in row} for row in whole]
+
+
+def column_of(rows: Sequence[Row], name: str) -> list[tuple[int, float]]:
+    """(step, value) wherever a column has one."""
+    return [(int(row["step"]), float(row[name])) for row in rows if row[name]]
+
+
+def history_of(rows: Sequence[Row]) -> list[Validation]:
+    """The validations among the rows."""
+    return [
+        Validation(
+            int(row["step"]),
+            float(row["held_out_loss"]),
+            float(row["hint_gain"]),
+            *(float(row[name]) if row[name] else None for name in ("fidelity", "base_loss", "text_accuracy")),
+        )
+        for row in rows
+        if row["hint_gain"]
+    ]
 
 
 def _line(cells: Iterable[str]) -> str:

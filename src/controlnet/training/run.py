@@ -3,43 +3,50 @@
 controlnet train --base embedded --data circles --out run
 """
 
-import json
 import logging
 import signal
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from rich.console import Console
 
-from controlnet import __version__
-from controlnet.atomic import write_atomically
 from controlnet.base import Base, open_base
 from controlnet.checkpoints.control_file import NAME_IN_RUN, ControlMetadata
-from controlnet.data.pairs import Pairs
 from controlnet.devices import fastest_dtype
 from controlnet.errors import UserError
 from controlnet.evaluation.convergence import Convergence, Validation, find_convergence
 from controlnet.evaluation.fidelity import fit_ring
+from controlnet.training.beginning import module_options
 from controlnet.training.cache import Dataset, Encoded, encode, fingerprint, held_out_count
-from controlnet.training.callbacks import Pauses, SaveCheckpoints, ShowProgress, StopOnSignal, Validate
-from controlnet.training.checkpoint import SafetensorsIO, checkpoints
-from controlnet.training.config import TrainConfig, check_same_run
-from controlnet.training.module import ControlNetModule, Steps
+from controlnet.training.callbacks import KeepState, Pauses, SaveCheckpoints, ShowProgress, StopOnSignal, Validate
+from controlnet.training.checkpoint import SafetensorsIO
+from controlnet.training.computation import compile_parts, set_up
+from controlnet.training.config import TrainConfig
+from controlnet.training.defaults import resolved, with_steps
+from controlnet.training.encoders import release_encoders
+from controlnet.training.guards import StopUnlessFinite
+from controlnet.training.loggers import Report, open_loggers
+from controlnet.training.publishing import check_hub, publish
+from controlnet.training.ranks import Ranks
 from controlnet.training.record import Record
-from controlnet.training.validation import HeldOut
+from controlnet.training.report import write_data_card
+from controlnet.training.sources import caching_of, open_pairs, open_validation
+from controlnet.training.start import Start, begin, identity
+from controlnet.training.steps import Steps, loader
+from controlnet.training.stepwise import Stepping, StepwiseModule
+from controlnet.training.validation import HeldOut, own_hints
 
 PRECISION: Mapping[torch.dtype, str] = {
     torch.float32: "32-true",
     torch.bfloat16: "bf16-mixed",
     torch.float16: "16-mixed",
 }
-LEARNING_RATE = 1e-5  # the original's, for Stable Diffusion
-NARROW_LEARNING_RATE = 1e-3  # for bases narrower than Stable Diffusion's 320 channels
+METRICS = "metrics.csv"
 LOOKED_AT = 32  # hints that decide whether all are rings
 
 
@@ -51,46 +58,57 @@ class Trained:
     step: int
     history: list[Validation]
     convergence: Convergence | None
+    rank: int = 0
+    """Of the process that returns it, if many trained together."""
 
 
 def train(config: TrainConfig, dataset: Dataset | None = None, base: Base | None = None) -> Trained:
     """Train, or continue, the run in `config.out`; `dataset` and `base`, if given, stand for those of the config.
 
     UserError for what cannot be done as asked. On Ctrl-C the step is finished and saved, then KeyboardInterrupt; on
-    SIGTERM likewise, then SystemExit(143).
+    SIGTERM likewise, then SystemExit(143). Of many processes each returns.
     """
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    dataset = Pairs(config.data) if dataset is None else dataset
+    ranks = Ranks.find(config.devices, config.num_nodes)
+    ranks.begin(config.strategy)
+    console = Console(stderr=True, soft_wrap=True, highlight=False, quiet=not ranks.is_first)
+    config, dataset, base = open_all(config, ranks, dataset, base)
+    with quietly():
+        trainer = make_trainer(config, base, ranks)
+        ranks.meet(trainer)
+    with ranks.first_before_others():
+        start = begin(config, base, dataset, ranks, console)
+        is_finished = start.step >= config.max_train_steps
+        data = None if is_finished else _encoded(config, base, dataset, start.content, console)
+    if data and not data[0].needs_encoders:
+        release_encoders(base, config.out / "cache")
+    if data is None:
+        console.print(f"{config.out} is finished: {start.step} steps; a larger --max-train-steps continues it")
+    else:
+        _fit(config, base, *data, start, ranks, trainer, console)
+    if config.push_to_hub and ranks.is_first:
+        console.print(f"published: {publish(config)}")
+    history = Record(config.out / METRICS, until=config.max_train_steps).history if ranks.is_first else []
+    step = max(start.step, config.max_train_steps)
+    return Trained(config.out / NAME_IN_RUN, step, history, find_convergence(history), ranks.place.rank)
+
+
+def open_all(
+    config: TrainConfig, ranks: Ranks, dataset: Dataset | None = None, base: Base | None = None
+) -> tuple[TrainConfig, Dataset, Base]:
+    """The config with all that depends on base, data and machine; data set and base, if they are not there yet."""
+    if config.push_to_hub:
+        check_hub()
+    dataset = open_pairs(config) if dataset is None else dataset
     if base is None:
-        base = open_base(device=config.device, dtype=fastest_dtype(config.dtype, config.device), **config.how_to_open())
+        base = open_base(
+            device=config.device, dtype=fastest_dtype(config.precision, config.device), **config.how_to_open()
+        )
     if base.unet.config.in_channels != base.vae.config.latent_channels:
         raise UserError(f"base {base.source} was made for inpainting; controls are trained on plain bases")
-    content = fingerprint(dataset)
-    _begin(config, base, content)
-
-    last = checkpoints(config.out)[-1:]
-    start = last[0][0] if last else 0
-    record = Record(config.out / "metrics.csv", until=start)
-    if start >= config.max_train_steps:
-        console.print(f"{config.out} is finished: {start} steps; a larger --max-train-steps continues it")
-    else:
-        pairs, held_out = _encoded(config, base, dataset, content, console)
-        _fit(config, base, pairs, held_out, record, start, last[0][1] if last else None, console)
-    history = record.history
-    step = max(start, config.max_train_steps)
-    return Trained(config.out / NAME_IN_RUN, step, history, find_convergence(history))
-
-
-def _begin(config: TrainConfig, base: Base, content: str) -> None:
-    """Record what is asked in RUN/config.json, or compare it with what is recorded there."""
-    now = {**config.to_json(), "base_hash": base.hash(), "data_fingerprint": content}
-    path = config.out / "config.json"
-    if path.exists():
-        check_same_run(path, now)
-    elif config.out.exists() and any(config.out.iterdir()):
-        raise UserError(f"{config.out} has files but no config.json, so it is no run; give --out a new folder")
-    text = json.dumps({**now, "versions": {"controlnet": __version__, "torch": torch.__version__}}, indent=2)
-    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+    set_up(base, config)
+    config = replace(resolved(config, base), devices=ranks.devices, num_nodes=ranks.nodes)
+    config = with_steps(config, len(dataset))
+    return config, dataset, base
 
 
 def _encoded(
@@ -98,10 +116,10 @@ def _encoded(
 ) -> tuple[Encoded, Encoded]:
     """The pairs to train on and the held-out ones."""
     folder = config.out / "cache"
-    pairs = encode(base, dataset, folder, content, console)
-    if config.validation_data is not None:
-        others = Pairs(config.validation_data)
-        return pairs, encode(base, others, folder, fingerprint(others), console)
+    caching = caching_of(config)
+    pairs = encode(base, dataset, folder, content, console, caching, config.seed)
+    if (others := open_validation(config)) is not None:
+        return pairs, encode(base, others, folder, fingerprint(others), console, caching, config.seed)
     if len(pairs) < 2:
         raise UserError(f"{len(pairs)} usable pair; expected 2 or more, one of them to be held out")
     return pairs.split(held_out_count(len(pairs)))
@@ -112,50 +130,90 @@ def _fit(
     base: Base,
     pairs: Encoded,
     held_out: Encoded,
-    record: Record,
-    start: int,
-    checkpoint: Path | None,
+    start: Start,
+    ranks: Ranks,
+    trainer: Trainer,
     console: Console,
 ) -> None:
-    """Train from step `start`, whose state is in `checkpoint`, to the end or to a signal."""
+    """Train from where the run stopped to the end or to a signal."""
+    batch, timesteps = config.pairs_per_step, len(base.schedule.alphas_cumprod)
+    steps = Steps(pairs, config.seed, batch, timesteps, config.proportion_empty_prompts, start.step, ranks.place)
     condition = _condition(held_out) if config.condition == "auto" else config.condition
-    module = ControlNetModule(
-        base,
-        _learning_rate(config, base),
-        pairs.hint_channels,
-        config.only_mid_control,
-        config.seed,
-        config.lr_scheduler,
-    )
-    told = {"seed": config.seed, "learning_rate": module.learning_rate, "train_batch_size": config.train_batch_size}
-    polarity = "light on dark" if condition == "circle" else "unknown"
-    metadata = ControlMetadata.of(base, module.control, condition, polarity=polarity, training=told)
-    timesteps = len(base.schedule.alphas_cumprod)
-    steps = Steps(pairs, config.seed, config.train_batch_size, timesteps, config.proportion_empty_prompts, start)
-    judged = HeldOut(held_out, base, condition, config.seed, config.train_batch_size, config.num_validation_images)
-
     pauses = Pauses()
-    progress = ShowProgress(record, config.train_batch_size, console, pauses)
-    validate = Validate(judged, record, config.validation_steps, config.out, progress.bar.console, pauses)
-    saves = SaveCheckpoints(config.out, config.checkpointing_steps, metadata, pauses)
-    stop = StopOnSignal(saves)
-    with _quiet(), _keyboard_interrupt_as_such():
-        trainer = _trainer(config, base, [progress, validate, saves, stop])
-        trainer.fit(module, steps, ckpt_path=checkpoint)
+    shown: list[Callback] = []
+    if ranks.is_first:
+        write_data_card(config.out, pairs, held_out, condition)
+        progress, *others = _shown(config, base, held_out, condition, start, pauses, console)
+        shown, console = [progress, *others], progress.bar.console
+
+    def tell(told: str) -> None:
+        console.print(told, style="yellow", markup=False)
+
+    module = make_module(config, base, pairs, Stepping.of(config, ranks, tell))
+    metadata = make_metadata(config, base, module, condition)
+    saves = SaveCheckpoints(
+        config.out, config.checkpointing_steps, config.checkpoints_total_limit, metadata, pauses, ranks
+    )
+    guard = StopUnlessFinite(steps.samples, config.seed, tell, saves.told)
+    keeps = KeepState(batch, len(pairs), identity(config, base, start))
+    stop = StopOnSignal(saves, ranks)
+    trainer.callbacks += [guard, *shown, keeps, saves, stop]  # type: ignore[attr-defined]  # it is a list
+    with quietly(), _keyboard_interrupt_as_such():
+        trainer.fit(module, loader(steps, config.dataloader_num_workers), ckpt_path=start.checkpoint)
+    ranks.end()
     if stop.received:
         console.print(f"stopped at step {trainer.global_step}; run the same command to continue", style="yellow")
-        raise KeyboardInterrupt if stop.received == signal.SIGINT else SystemExit(128 + stop.received)
+        ranks.leave(stop.received)
 
 
-def _trainer(config: TrainConfig, base: Base, callbacks: list[Callback]) -> Trainer:
+def _shown(
+    config: TrainConfig,
+    base: Base,
+    held_out: Encoded,
+    condition: str,
+    start: Start,
+    pauses: Pauses,
+    console: Console,
+) -> tuple[ShowProgress, Validate, Report]:
+    """What is measured and told while a run trains."""
+    record = Record(config.out / METRICS, until=start.step)
+    progress = ShowProgress(record, config.pairs_per_step, console, pauses)
+    judged = HeldOut(
+        held_out,
+        base,
+        condition,
+        config.seed,
+        config.train_batch_size,
+        config.num_validation_images,
+        own=own_hints(config.validation_image, config.validation_prompt),
+    )
+    validates = Validate(judged, record, config.validation_steps, config.out, progress.bar.console, pauses)
+    return progress, validates, Report(record, config.out, open_loggers(config, start.step))
+
+
+def make_module(config: TrainConfig, base: Base, pairs: Encoded, stepping: Stepping) -> StepwiseModule:
+    module = StepwiseModule(stepping, base, **module_options(config, base, pairs.hint_channels))
+    if config.compile:
+        compile_parts(module.control, base.encoder, base.decoder)
+    return module
+
+
+def make_metadata(config: TrainConfig, base: Base, module: StepwiseModule, condition: str) -> ControlMetadata:
+    told = {"seed": config.seed, "learning_rate": config.learning_rate, "train_batch_size": config.train_batch_size}
+    polarity = "light on dark" if condition == "circle" else "unknown"
+    return ControlMetadata.of(base, module.control, condition, polarity=polarity, training=told)
+
+
+def make_trainer(config: TrainConfig, base: Base, ranks: Ranks) -> Trainer:
     """Lightning's, with its own files, bars and tables off: the callbacks do that."""
     return Trainer(
         accelerator="gpu" if base.device.type == "cuda" else base.device.type,
-        devices=1,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=ranks.strategy(),
         precision=PRECISION[base.dtype],  # type: ignore[arg-type]  # one of Lightning's literals
         max_steps=config.max_train_steps,
-        callbacks=callbacks,
-        plugins=[SafetensorsIO()],
+        plugins=[SafetensorsIO(), *ranks.plugins()],
         default_root_dir=config.out,
         logger=False,
         enable_checkpointing=False,
@@ -165,29 +223,28 @@ def _trainer(config: TrainConfig, base: Base, callbacks: list[Callback]) -> Trai
     )
 
 
-def _learning_rate(config: TrainConfig, base: Base) -> float:
-    narrow = base.unet.config.block_out_channels[0] < 320
-    return config.learning_rate or (NARROW_LEARNING_RATE if narrow else LEARNING_RATE)
-
-
 def _condition(pairs: Encoded) -> str:
-    """ "circle" if nearly all hints are rings."""
+    """What the hints say of themselves; else "circle" if nearly all are rings."""
+    if "condition" in pairs.meaning:
+        return str(pairs.meaning["condition"])
     rings = [fit_ring(pairs.hint_of(row)) is not None for row in range(min(LOOKED_AT, len(pairs)))]
     return "circle" if sum(rings) >= 0.9 * len(rings) else "unknown"
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without Lightning's tips and its advice on loaders that ours isn't."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager

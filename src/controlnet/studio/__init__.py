@@ -1,0 +1,1 @@
+"""The studio: one web app (Gradio) for every control, and for training new ones."""

@@ -1,0 +1,56 @@
+"""How base and control are computed: none of it changes what is learned, but for rounding and another VAE."""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from controlnet.base import Base
+from controlnet.checkpoints.folder import load_part
+from controlnet.errors import UserError
+from controlnet.training.options import ModelOptions
+
+ATTENTION = {"sdpa": AttnProcessor2_0, "plain": AttnProcessor}
+
+
+def set_up(base: Base, options: ModelOptions) -> None:
+    """Before the base is used and a control made of it, which computes as it does."""
+    if options.pretrained_vae is not None:
+        base.vae = open_vae(Path(options.pretrained_vae), base)
+    if options.attention != "auto":
+        base.unet.set_attn_processor(ATTENTION[options.attention]())
+    if options.allow_tf32:
+        torch.set_float32_matmul_precision("high")
+
+
+def open_vae(folder: Path, base: Base) -> AutoencoderKL:
+    """A VAE from its folder in diffusers layout, locked, as precise as the base's and where that is."""
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"--pretrained-vae {folder}: no config.json; expected the folder of a VAE in diffusers layout, such as "
+            "`hf download REPOSITORY --local-dir FOLDER` makes"
+        )
+    vae: AutoencoderKL = load_part(AutoencoderKL, folder, base.vae.dtype)
+    return vae.to(base.vae.device).eval().requires_grad_(False)
+
+
+def compile_parts(*parts: nn.Module) -> None:
+    """Let torch compile each of these on its first use."""
+    for part in parts:
+        part.compile()
+
+
+def checkpoint_gradients(*parts: nn.Module) -> None:
+    """Compute the activations of every block a second time in the backward pass, instead of keeping them."""
+    for part in parts:
+        for module in part.modules():
+            if hasattr(module, "gradient_checkpointing"):  # diffusers' blocks
+                module._gradient_checkpointing_func = _again  # type: ignore[assignment]
+                module.gradient_checkpointing = True  # type: ignore[assignment]
+
+
+def _again(*arguments: object) -> object:
+    return checkpoint(*arguments, use_reentrant=False)

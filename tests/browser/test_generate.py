@@ -1,0 +1,61 @@
+"""The Generate tab in a browser."""
+
+import numpy as np
+from PIL import Image
+
+from controlnet.studio.examples import ring
+from studio_page import FIRST_PICTURES, done, field, go, kept, number, pixels, preview, ready
+
+RING = ring(0.35, 0.6, 0.2)()
+
+
+def upload(page, tmp_path) -> None:
+    """A ring of one's own, in place of the example's."""
+    before = preview(page).locator("img").evaluate("it => it.src")
+    Image.fromarray(RING).save(tmp_path / "ring.png")
+    page.get_by_label("Remove Image").first.click()
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "ring.png")
+    page.wait_for_function(
+        "old => document.querySelector('.pixels img')?.src.includes('image') && "
+        "document.querySelector('.pixels img').src != old",
+        arg=before,
+    )
+
+
+def test_the_preview_is_what_the_network_is_given_and_a_dropped_picture_brings_all_back(page, studio, tmp_path):
+    ready(page)
+    upload(page, tmp_path)
+    assert (pixels(page, preview(page).locator("img")) == RING).all()
+    field(page, "Prompt").fill("gold circle with navy background")
+    number(page, "Steps").fill("4")
+    go(page)
+    done(page)
+    shown = page.locator(FIRST_PICTURES)
+    assert (pixels(page, shown.nth(0)) == RING).all()
+    [picture] = kept(studio.folder)
+    assert (pixels(page, shown.nth(1)) == np.asarray(Image.open(picture))).all()
+
+    field(page, "Prompt").fill("something else")
+    number(page, "Steps").fill("9")
+    page.get_by_label("Remove Image").first.click()
+    page.get_by_text("Restore settings from a picture").click()
+    page.locator("input[type=file][accept='.png']").set_input_files(picture)
+    page.wait_for_function("document.querySelector('textarea').value.startsWith('gold circle')")
+    assert number(page, "Steps").input_value() == "4"
+    preview(page).locator("img").wait_for()
+    assert (pixels(page, preview(page).locator("img")) == RING).all()
+
+
+def test_a_stopped_job_ends_and_leaves_nothing(page, studio):
+    before = kept(studio.folder)
+    ready(page)
+    number(page, "Steps").fill("100")
+    go(page)
+    page.get_by_text("step 1 of 100").or_(page.get_by_text(" of 100")).first.wait_for()
+    page.get_by_role("button", name="Stop", exact=True).first.click()
+    page.get_by_text("Stopped.", exact=True).wait_for()
+    assert kept(studio.folder) == before
+    go(page)  # the next one is not in its way
+    page.get_by_text(" of 100").first.wait_for()
+    page.get_by_role("button", name="Stop", exact=True).first.click()
+    page.get_by_text("Stopped.", exact=True).wait_for()

@@ -1,0 +1,106 @@
+"""Two visitors at once, and what a server must not do."""
+
+import json
+import struct
+import urllib.error
+import urllib.request
+import zlib
+
+import pytest
+
+from studio_page import done, go, kept, number, ready
+
+
+def fetched(url: str, data: bytes | None = None, **headers: str) -> tuple[int, bytes]:
+    request = urllib.request.Request(url, data, {name.replace("_", "-"): value for name, value in headers.items()})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def test_two_visitors_do_not_see_each_others_pictures_and_each_finds_its_own_again(page, browser, studio):
+    outside: list[str] = []
+    page.on(
+        "request", lambda it: outside.append(it.url) if not it.url.startswith((studio.url, "data:", "blob:")) else None
+    )
+    page.reload()
+    ready(page)
+    number(page, "Steps").fill("2")
+    go(page)
+    done(page)
+    page.get_by_text("History: only you see it").click()
+    page.locator("#history img").first.wait_for()
+    [picture] = kept(studio.folder)
+
+    other = browser.new_context()
+    theirs = other.new_page()
+    theirs.set_default_timeout(120_000)
+    theirs.goto(studio.url)
+    ready(theirs)
+    theirs.get_by_text("History: only you see it").click()
+    theirs.wait_for_timeout(1500)
+    assert theirs.locator("#history img").count() == 0
+    other.close()
+
+    page.reload()
+    ready(page)
+    page.get_by_text("History: only you see it").click()
+    page.locator("#history img").first.wait_for()
+    assert picture.parent.name not in page.content()  # the folder's name is nobody's to see
+    assert outside == []
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "{folder}/log", "{folder}/studio/secret", "../../etc/passwd"])
+def test_files_outside_are_not_given(studio, path):
+    place = path.format(folder=studio.folder)
+    status, body = fetched(f"{studio.url}/gradio_api/file={place}")
+    assert status in (403, 404)
+    assert b"root:" not in body
+
+
+def test_pages_of_others_and_other_names_are_refused(studio):
+    assert fetched(studio.url, Origin="https://evil.example")[0] == 403
+    assert fetched(studio.url, Host="evil.example")[0] == 403
+    assert fetched(studio.url)[0] == 200
+
+
+def test_a_large_upload_is_refused_before_it_is_read(studio):
+    kind = "multipart/form-data; boundary=x"
+    status, body = fetched(f"{studio.url}/gradio_api/upload", b"x" * (41 * 2**20), Content_Type=kind)
+    assert status == 413
+    assert b"expected at most" in body
+
+
+def bomb() -> bytes:
+    """Of 30,000 x 30,000 pixels, in a few bytes."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(9))) + chunk(b"IEND", b"")
+
+
+def annotated(studio, place: str) -> str:
+    """What the endpoint says of a picture at `place`."""
+    picture = {"path": place, "meta": {"_type": "gradio.FileData"}}
+    call = json.dumps({"data": [picture, "canny", {}]}).encode()
+    answer = fetched(f"{studio.url}/gradio_api/call/annotate", call, Content_Type="application/json")
+    event = json.loads(answer[1])["event_id"]
+    return fetched(f"{studio.url}/gradio_api/call/annotate/{event}")[1].decode()
+
+
+def uploaded(studio, data: bytes, name: str) -> str:
+    head = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
+    kind = "multipart/form-data; boundary=x"
+    answer = fetched(f"{studio.url}/gradio_api/upload", head + data + b"\r\n--x--\r\n", Content_Type=kind)
+    return str(json.loads(answer[1])[0])
+
+
+def test_hostile_pictures_addresses_and_paths_are_refused_with_a_word(studio):
+    assert "900000000 pixels" in annotated(studio, uploaded(studio, bomb(), "bomb.png"))
+    assert "expected PNG" in annotated(studio, uploaded(studio, b"<svg/>", "drawing.svg"))
+    assert "event: error" in annotated(studio, "/etc/passwd")
+    assert "event: error" in annotated(studio, f"{studio.url}/favicon.ico")
