@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from controlnet.evaluation.page import Series, chart, page, ticks
 from controlnet.images import encode_png
-from controlnet.training.page import Series, chart, page, ticks
 from controlnet.training.record import Record
 from controlnet.training.report import NAME, report, write_report
 

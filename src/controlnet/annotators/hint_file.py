@@ -62,7 +62,7 @@ def read_description(source: Path | IO[bytes]) -> dict[str, Any] | None:
 
     with Image.open(source) as image:
         text = image.info.get(KEY)
-    return json.loads(text) if isinstance(text, str) else None
+    return json.loads(text) if isinstance(text, str) and text else None
 
 
 def _is_grey(pixels: Rgb) -> bool:

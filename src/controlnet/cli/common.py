@@ -1,5 +1,6 @@
 """What several commands share: options, words."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from controlnet.devices import Device, DType
@@ -13,6 +14,19 @@ class Compute:
     """Where to compute; auto takes CUDA, else MPS, else the CPU."""
     dtype: DType = "auto"
     """Precision of the weights; auto is float32 on a CPU and half precision where the device is made for it."""
+
+
+def value_of(name: str, arguments: Sequence[str]) -> str | None:
+    """Of `--name value` or `--name=value`."""
+    for word, following in zip(arguments, [*arguments[1:], None], strict=False):
+        if word.startswith("--") and option_name(word) == name:
+            return word.partition("=")[2] if "=" in word else following
+    return None
+
+
+def option_name(word: str) -> str:
+    """`--some-option=value` -> some_option."""
+    return word.removeprefix("--").partition("=")[0].replace("-", "_")
 
 
 def size(count: float) -> str:

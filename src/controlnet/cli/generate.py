@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import tyro
 
-from controlnet.cli.common import Compute
+from controlnet.cli.common import Compute, value_of
 from controlnet.errors import UserError
 from controlnet.generation.memory import MemoryOptions
 from controlnet.generation.recipe import PictureOptions, Recipe, UnitChoice, read_unit
@@ -64,7 +64,7 @@ class Generate(PictureOptions, Compute, MemoryOptions):
     @staticmethod
     def for_arguments(arguments: Sequence[str]) -> type:
         """The options with the defaults that a preset, a file of options or a picture among the arguments gives."""
-        origin, config, preset = (_value_of(option, arguments) for option in ("--from", "--config", "--preset"))
+        origin, config, preset = (value_of(name, arguments) for name in ("from", "config", "preset"))
         of_file = _options_of_file(Path(config)) if config else {}
         preset = preset or of_file.get("preset")
         of_preset = _options_of_preset(preset) if preset else {}
@@ -182,16 +182,6 @@ def _unit(text: str, number: int, problems: list[str]) -> UnitChoice | None:
     except ValueError as error:
         problems.append(f"unit {number}: {text!r}: {error}")
         return None
-
-
-def _value_of(option: str, arguments: Sequence[str]) -> str | None:
-    """Of `--option value` or `--option=value`."""
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        if word == option and following:
-            return following
-        if word.startswith(f"{option}="):
-            return word.partition("=")[2]
-    return None
 
 
 def _with_defaults(defaults: dict[str, Any]) -> type:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, get_type_hints
 
 import tyro
 
+from controlnet.cli.common import option_name, value_of
 from controlnet.errors import UserError
 from controlnet.training.config import TrainConfig
 from controlnet.training.other_names import ALIASES, REFUSED
@@ -25,10 +26,10 @@ class Train(TrainConfig):
     @staticmethod
     def for_arguments(arguments: Sequence[str]) -> type:
         """The options with the defaults of the file that --config names. UserError for what there is on purpose not."""
-        given = [_name(word) for word in arguments if word.startswith("--")]
+        given = [option_name(word) for word in arguments if word.startswith("--")]
         if refused := [name for name in dict.fromkeys(given) if name in REFUSED]:
             raise UserError("\n".join(f"there is no --{_dashed(name)}: {REFUSED[name]}" for name in refused))
-        place = _value_of("config", arguments)
+        place = value_of("config", arguments)
         return _options({} if place is None else read_config(Path(place)))
 
     def __call__(self) -> None:
@@ -88,19 +89,6 @@ def _from(folder: Path, name: str, value: Any) -> Any:
         return tuple(_from(folder, name, each) for each in value)
     is_place = isinstance(value, Path) or name in ("data", "validation_data", "base", "control", "pretrained_vae")
     return type(value)(folder / value) if is_place and (folder / value).exists() else value
-
-
-def _value_of(name: str, arguments: Sequence[str]) -> str | None:
-    """Of `--name value` or `--name=value`."""
-    for word, following in zip(arguments, [*arguments[1:], None], strict=False):
-        if word.startswith("--") and _name(word) == name:
-            return word.partition("=")[2] if "=" in word else following
-    return None
-
-
-def _name(word: str) -> str:
-    """`--some-option=value` -> some_option."""
-    return word.removeprefix("--").partition("=")[0].replace("-", "_")
 
 
 def _dashed(name: str) -> str:

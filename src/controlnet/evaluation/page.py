@@ -56,7 +56,11 @@ figcaption { color: var(--soft); font-size: .85rem; margin: .35rem 0; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; } td { padding: .28rem .8rem .28rem 0;
   border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; }
 td:first-child { color: var(--soft); width: 16rem; overflow-wrap: normal; }
-tr:last-child td { border-bottom: 0; }
+tr:last-child td { border-bottom: 0; } td.bar { width: 45%; } td + td { font-variant-numeric: tabular-nums; }
+.bar i { display: block; height: .7rem; margin-top: .4rem; border-radius: 3px; background: var(--b); }
+.samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem; }
+.samples figure { margin: 0; } .samples figure div { display: flex; gap: .3rem; }
+.samples img { flex: 1 1 0; min-width: 0; object-fit: contain; }
 details summary { cursor: pointer; color: var(--soft); }
 """
 
@@ -101,6 +105,28 @@ def table(rows: Mapping[str, object]) -> str:
     return f"<table>{cells}</table>"
 
 
+def bars(title: str, counts: Mapping[str, int]) -> str:
+    """How often each thing is there, in numbers and as bars; empty if nothing is."""
+    most = max(counts.values(), default=0)
+    rows = "".join(
+        f"<tr><td>{escaped(name)}</td><td>{count:,}</td>"
+        f'<td class="bar"><i style="width: {100 * count / most:.1f}%"></i></td></tr>'
+        for name, count in counts.items()
+    )
+    return f'<div class="card"><h3>{escaped(title)}</h3><table>{rows}</table></div>' if most else ""
+
+
+def samples(shown: Iterable[tuple[Sequence[str], str]]) -> str:
+    """Cells of pictures side by side (as `data_uri` gives them) with the words under them."""
+    cells = "".join(
+        "<figure><div>"
+        + "".join(f'<img src="{uri}" alt="">' for uri in uris)
+        + f"</div><figcaption>{escaped(text)}</figcaption></figure>"
+        for uris, text in shown
+    )
+    return f'<div class="samples">{cells}</div>'
+
+
 def strip(pictures: Iterable[tuple[str, Path]]) -> str:
     """Pictures side by side, to be scrolled through, inside the page."""
     shown = "".join(
@@ -110,11 +136,14 @@ def strip(pictures: Iterable[tuple[str, Path]]) -> str:
     return f'<div class="strip">{shown}</div>'
 
 
-def data_uri(path: Path) -> str:
-    """A picture as text that a page can hold."""
+def data_uri(source: Path | bytes, side: int | None = None) -> str:
+    """A picture's file as text that a page can hold, no side longer than `side` pixels."""
     buffer = BytesIO()
-    with Image.open(path) as image:
-        image.convert("RGB").save(buffer, "WEBP", quality=QUALITY)
+    with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+        shown = image.convert("RGB")
+    if side is not None:
+        shown.thumbnail((side, side))
+    shown.save(buffer, "WEBP", quality=QUALITY)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -25,6 +25,8 @@ def check(request: Request) -> None:
     steps = 0 if problems else request.step_count
     if steps:
         problems += _guidance_problems(request)
+    if sum(unit.control.decoder is not None for unit in request.units) > 1:
+        problems.append("several controls bring a trained decoder of their own; the base has room for one of them")
     for number, unit in enumerate(request.units, start=1):
         problems += [f"unit {number}: {it}" for it in _unit_problems(request, unit, steps)]
     if problems:

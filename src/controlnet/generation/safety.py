@@ -11,11 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from torch import Tensor
-from transformers import CLIPConfig
 
 from controlnet.base import EMBEDDED, base_place
 from controlnet.checkpoints.folder import PASSED_OVER, fetch_part, read_json, weight_files
@@ -94,6 +92,10 @@ def _fetched(base: str) -> Path:
 
 def open_checker(folder: Path, device: torch.device) -> Checker:
     """The checker in a folder that `find_checker` found, in float32. UserError if it is damaged."""
+    # half a second of imports, for those who ask for a checker alone
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig
+
     config = read_json(folder / WEIGHTS / "config.json")
     with reading(folder / WEIGHTS, "a safety checker"), torch.device("meta"):
         network = StableDiffusionSafetyChecker(CLIPConfig.from_dict(config))

@@ -19,7 +19,6 @@ from controlnet.studio.unit_panel import QUICK
 
 MASTHEAD = """
 <div id="masthead"><h1>ControlNet studio</h1>
-<p>Say it in words, show it in a picture.</p>
 <button type="button" aria-label="switch between dark and light" onclick="
   document.body.classList.toggle('dark')">Dark / light</button></div>
 """
@@ -34,9 +33,9 @@ def make_app(offer: Offer) -> gr.Blocks:
     with gr.Blocks(
         title="ControlNet studio", analytics_enabled=False, fill_width=True, delete_cache=(3600, ONE_DAY)
     ) as app:
-        gr.HTML(MASTHEAD)
+        gr.HTML(MASTHEAD, elem_id="top")
         visitor = gr.BrowserState(None, storage_key=STORAGE, secret=_secret(offer))
-        with gr.Tabs() as tabs:
+        with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Generate"):
                 generate = generate_tab(desk, visitor, app.load)
             with gr.Tab("Annotate"):

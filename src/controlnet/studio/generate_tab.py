@@ -44,16 +44,20 @@ def generate_tab(desk: Desk, visitor: gr.BrowserState, load: Any) -> GenerateTab
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=420, elem_classes="tight"):
             main: dict[str, Any] = {}
-            main["prompt"] = gr.Textbox(
-                first.prompt,
-                label="Prompt",
-                lines=2,
-                max_lines=6,
-                placeholder="What to show; (word:1.3) weighs a word more.",
-            )
-            with gr.Row():
-                go = gr.Button("Generate", variant="primary", scale=3, elem_id="generate")
-                stop = gr.Button("Stop", variant="stop", scale=1, interactive=True, elem_id="stop")
+            with gr.Row(equal_height=True):
+                main["prompt"] = gr.Textbox(
+                    first.prompt,
+                    label="Prompt",
+                    show_label=False,  # seen; a screen reader says it
+                    lines=2,
+                    max_lines=6,
+                    placeholder="What to show; (word:1.3) weighs a word more.",
+                    scale=4,
+                    min_width=240,
+                )
+                with gr.Column(scale=1, min_width=130, elem_classes="tight"):
+                    go = gr.Button("Generate", variant="primary", elem_id="generate")
+                    stop = gr.Button("Stop", variant="stop", interactive=True, elem_id="stop")
             with gr.Tabs():
                 panels = []
                 for number in range(UNITS):
@@ -106,9 +110,11 @@ def generate_tab(desk: Desk, visitor: gr.BrowserState, load: Any) -> GenerateTab
 
 def _sampling(main: dict[str, Any], first: Asked) -> None:
     with gr.Row():
-        main["count"] = gr.Slider(1, LIMITS.pictures, first.count, step=1, label="Images")
-        main["steps"] = gr.Slider(1, LIMITS.steps, first.steps, step=1, label="Steps", elem_id="steps")
-        main["guidance_scale"] = gr.Slider(0.1, 30, first.guidance_scale, step=0.1, label="Guidance")
+        main["count"] = gr.Slider(1, LIMITS.pictures, first.count, step=1, label="Images", buttons=[], min_width=120)
+        main["steps"] = gr.Slider(1, LIMITS.steps, first.steps, step=1, label="Steps", buttons=[], min_width=120)
+        main["guidance_scale"] = gr.Slider(
+            0.1, 30, first.guidance_scale, step=0.1, label="Guidance", buttons=[], min_width=120
+        )
     with gr.Row():
         main["seed"] = gr.Number(
             first.seed, label="Seed", precision=0, minimum=-1, maximum=SEEDS - 1, info="-1: random"

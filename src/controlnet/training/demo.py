@@ -24,12 +24,12 @@ from controlnet.data.colours import RGB
 from controlnet.data.shapes import Scene
 from controlnet.devices import Device, DType, fastest_dtype
 from controlnet.evaluation.fidelity import colour_errors, disc, mean_fidelity
+from controlnet.evaluation.page import escaped, figures, page
 from controlnet.generation.pipeline import generate_pixels
 from controlnet.generation.settings import Settings
 from controlnet.generation.unit import Unit
 from controlnet.images import encode_png, grid
 from controlnet.training.config import TrainConfig
-from controlnet.training.page import escaped, figures, page
 from controlnet.training.run import Trained, train
 
 Rgb = NDArray[np.uint8]

@@ -44,14 +44,14 @@ class DataOptions:
     dataset_split: str = "train"
     """Split of a Hugging Face data set."""
     streaming: bool = False
-    """Read a data set from the hub or from tars as it comes, without its length: resume follows the stream's order."""
+    """Read a data set of Hugging Face's as it comes, without its length: resume follows the stream's own order."""
     annotate: str | None = None
     """Make the hints from the cropped pictures by this annotator, one without a network, such as canny."""
     max_train_samples: int | None = None
     """Use the first so many pairs alone."""
     resolution: int | None = None
     """Side of the square that pictures and hints are resized to (bilinear) and cut from the middle of; a multiple of
-    64. By default they are taken as they are."""
+    64. By default they stay as they are if the base can take them all, else they get the base's own size."""
     random_crop: bool = False
     """Cut the square anywhere instead, the same from both, drawn anew at each visit."""
     random_flip: bool = False
@@ -194,7 +194,7 @@ class RunOptions:
     num_nodes: int = 1
     """Machines that train together."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    """How they do: ddp keeps everything on each, fsdp shares out weights and optimizer state."""
+    """How they do: ddp, everything on each of them. fsdp, which shares weights out, is refused for now."""
     dry_run: bool = False
     """Print the settings in full, the memory, the time of a step and the disk that the run needs; train nothing."""
     plan: bool = False

@@ -89,7 +89,7 @@ def try_steps(config: TrainConfig, base: Base, folder: Path, ranks: Ranks, conso
         trainer.fit(module, loader(steps, config.dataloader_num_workers))
     checkpoint = checkpoint_path(folder, STEPS)
     trainer.save_checkpoint(checkpoint)
-    save_control(folder / NAME_IN_RUN, module.control, make_metadata(config, base, module, "unknown"))
+    save_control(folder / NAME_IN_RUN, module.control, make_metadata(config, base, module, "unknown", {}))
     return Needs(
         stopwatch.seconds,
         _memory(base, module, trainer, stopwatch.peak),

@@ -14,8 +14,8 @@ from typing import Any
 from controlnet.atomic import write_atomically
 from controlnet.evaluation.convergence import Convergence, Validation, find_convergence
 from controlnet.evaluation.health import signs
+from controlnet.evaluation.page import Series, chart, escaped, figures, page, strip, table
 from controlnet.training.encoded import Encoded
-from controlnet.training.page import Series, chart, escaped, figures, page, strip, table
 from controlnet.training.record import column_of, history_of, read_rows
 
 NAME = "report.html"

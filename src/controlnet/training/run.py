@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -36,7 +37,7 @@ from controlnet.training.ranks import Ranks
 from controlnet.training.record import Record
 from controlnet.training.report import write_data_card
 from controlnet.training.sources import caching_of, open_pairs, open_validation
-from controlnet.training.start import Start, begin, identity
+from controlnet.training.start import CACHE, Start, begin, identity
 from controlnet.training.steps import Steps, loader
 from controlnet.training.stepwise import Stepping, StepwiseModule
 from controlnet.training.validation import HeldOut, own_hints
@@ -47,6 +48,7 @@ PRECISION: Mapping[torch.dtype, str] = {
     torch.float16: "16-mixed",
 }
 METRICS = "metrics.csv"
+OF_FILES = ("resolution", "random_crop", "random_flip", "aspect_buckets", "annotate", "streaming")
 LOOKED_AT = 32  # hints that decide whether all are rings
 
 
@@ -80,7 +82,7 @@ def train(config: TrainConfig, dataset: Dataset | None = None, base: Base | None
         is_finished = start.step >= config.max_train_steps
         data = None if is_finished else _encoded(config, base, dataset, start.content, console)
     if data and not data[0].needs_encoders:
-        release_encoders(base, config.out / "cache")
+        release_encoders(base, config.out / CACHE)
     if data is None:
         console.print(f"{config.out} is finished: {start.step} steps; a larger --max-train-steps continues it")
     else:
@@ -98,6 +100,8 @@ def open_all(
     """The config with all that depends on base, data and machine; data set and base, if they are not there yet."""
     if config.push_to_hub:
         check_hub()
+    if dataset is not None and (asked := [name for name in OF_FILES if getattr(config, name)]):
+        raise UserError(f"{', '.join(asked)}: your own data set gives its pictures as they are; change them there")
     dataset = open_pairs(config) if dataset is None else dataset
     if base is None:
         base = open_base(
@@ -115,7 +119,7 @@ def _encoded(
     config: TrainConfig, base: Base, dataset: Dataset, content: str, console: Console
 ) -> tuple[Encoded, Encoded]:
     """The pairs to train on and the held-out ones."""
-    folder = config.out / "cache"
+    folder = config.out / CACHE
     caching = caching_of(config)
     pairs = encode(base, dataset, folder, content, console, caching, config.seed)
     if (others := open_validation(config)) is not None:
@@ -150,7 +154,7 @@ def _fit(
         console.print(told, style="yellow", markup=False)
 
     module = make_module(config, base, pairs, Stepping.of(config, ranks, tell))
-    metadata = make_metadata(config, base, module, condition)
+    metadata = make_metadata(config, base, module, condition, held_out.meaning)
     saves = SaveCheckpoints(
         config.out, config.checkpointing_steps, config.checkpoints_total_limit, metadata, pauses, ranks
     )
@@ -198,9 +202,12 @@ def make_module(config: TrainConfig, base: Base, pairs: Encoded, stepping: Stepp
     return module
 
 
-def make_metadata(config: TrainConfig, base: Base, module: StepwiseModule, condition: str) -> ControlMetadata:
+def make_metadata(
+    config: TrainConfig, base: Base, module: StepwiseModule, condition: str, meaning: Mapping[str, Any]
+) -> ControlMetadata:
+    """What the control's file says; `meaning` is what the hints say of themselves."""
     told = {"seed": config.seed, "learning_rate": config.learning_rate, "train_batch_size": config.train_batch_size}
-    polarity = "light on dark" if condition == "circle" else "unknown"
+    polarity = str(meaning.get("polarity") or ("light on dark" if condition == "circle" else "unknown"))
     return ControlMetadata.of(base, module.control, condition, polarity=polarity, training=told)
 
 

@@ -16,6 +16,8 @@ from controlnet.training.config import FREE, TrainConfig, check_same_run
 from controlnet.training.environment import environment
 from controlnet.training.ranks import Ranks
 
+CACHE = "cache"  # may be there before the run: another's, copied or linked, saves encoding the same pairs again
+
 
 @dataclass(frozen=True)
 class Start:
@@ -55,7 +57,7 @@ def begin(config: TrainConfig, base: Base, dataset: Dataset, ranks: Ranks, conso
     now |= {"base_hash": base.hash(), "data_fingerprint": content}
     if path.exists():
         _tell_changes(path, now, console)
-    elif config.out.exists() and any(config.out.iterdir()):
+    elif config.out.exists() and any(each.name != CACHE for each in config.out.iterdir()):
         raise UserError(f"{config.out} has files but no config.json, so it is no run; give --out a new folder")
     sweep(config.out)
     found = _checkpoint(config, console)

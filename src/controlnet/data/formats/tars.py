@@ -15,6 +15,7 @@ from controlnet.data.formats.records import PROMPTS, TARGETS, USUAL, Columns, Pr
 from controlnet.errors import UserError
 
 PICTURES = ("png", "jpg", "jpeg", "webp")
+SHARDS = "shards"  # where a build has its tars
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")  # of WebDataset: shard-{000..099}.tar
 
 
@@ -42,7 +43,7 @@ class _Sample:
 
 
 class Tars(Records):
-    """The pairs of a tar, of a folder of tars, or of names with a range."""
+    """The pairs of a tar, of a folder of tars (or its folder `shards`, as of a build), or of names with a range."""
 
     def __init__(self, place: str, columns: Columns = USUAL) -> None:
         self.place, self.columns = place, columns
@@ -64,7 +65,7 @@ class Tars(Records):
     @staticmethod
     def recognises(place: str) -> bool:
         path = Path(place)
-        return place.endswith(".tar") or (path.is_dir() and any(path.glob("*.tar")))
+        return place.endswith(".tar") or (path.is_dir() and bool(_in_folder(path)))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -109,7 +110,7 @@ def _tars(place: str) -> list[Path]:
     """UserError where one is missing."""
     path = Path(place)
     if path.is_dir():
-        return sorted(path.glob("*.tar"))
+        return _in_folder(path)
     if found := RANGE.search(place):
         first, last = found.groups()
         numbers = range(int(first), int(last) + 1)
@@ -119,6 +120,10 @@ def _tars(place: str) -> list[Path]:
     if missing := [str(path) for path in paths if not path.is_file()]:
         raise UserError(f"{place}: not there: {', '.join(missing[:5])}; expected every tar of the data set")
     return paths
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.tar")) or sorted((folder / SHARDS).glob("*.tar"))
 
 
 def _samples(tar: Path) -> Iterator[tuple[str, dict[str, Member]]]:
