@@ -7,9 +7,26 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path.insert(0, str(Path(__file__).parent))
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory):
+    """A tiny base in diffusers' layout, made once."""
+    from tiny_folders import save_tiny_base
+
+    return save_tiny_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
+def base(base_folder):
+    """It, opened; who changes it restores it."""
+    from controlnet.base import open_base
+
+    return open_base(str(base_folder), device="cpu")

@@ -1,7 +1,9 @@
 """The Generate tab in a browser."""
 
+from math import cos, pi, sin
+
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor
 
 from controlnet.studio.examples import ring
 from studio_page import FIRST_PICTURES, done, field, go, kept, number, pixels, preview, ready
@@ -22,7 +24,35 @@ def upload(page, tmp_path) -> None:
     )
 
 
+def test_a_drawn_circle_becomes_a_disc_of_the_asked_colour_where_it_was_drawn(page):
+    ready(page)
+    centre, radius = np.array([0.42, 0.55]), 0.28  # in parts of the canvas
+    page.get_by_label("Draw", exact=True).first.check()
+    canvas = page.locator(".stage canvas:visible").first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    side = min(box["width"], box["height"])
+    corner = np.array([box["x"] + (box["width"] - side) / 2, box["y"] + (box["height"] - side) / 2])
+    points = [corner + side * (centre + radius * np.array([cos(turn), sin(turn)])) for turn in np.linspace(0, 2 * pi, 41)]
+    page.mouse.move(*points[0])
+    page.mouse.down()
+    for point in points:
+        page.mouse.move(*point)
+    page.mouse.up()
+    preview(page).locator("img").wait_for()
+    field(page, "Prompt").fill("gold circle with navy background")
+    go(page)
+    done(page)
+    picture = pixels(page, page.locator(FIRST_PICTURES).nth(1)).astype(float)
+    gold, navy = (np.linalg.norm(picture - ImageColor.getrgb(name), axis=2) for name in ("gold", "navy"))
+    painted = gold < navy
+    y, x = (np.mgrid[: len(picture), : len(picture)] + 0.5) / len(picture)
+    drawn = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 <= radius**2
+    assert (painted & drawn).sum() / (painted | drawn).sum() > 0.8
+
+
 def test_the_preview_is_what_the_network_is_given_and_a_dropped_picture_brings_all_back(page, studio, tmp_path):
+    before = kept(studio.folder)
     ready(page)
     upload(page, tmp_path)
     assert (pixels(page, preview(page).locator("img")) == RING).all()
@@ -32,7 +62,7 @@ def test_the_preview_is_what_the_network_is_given_and_a_dropped_picture_brings_a
     done(page)
     shown = page.locator(FIRST_PICTURES)
     assert (pixels(page, shown.nth(0)) == RING).all()
-    [picture] = kept(studio.folder)
+    [picture] = set(kept(studio.folder)) - set(before)
     assert (pixels(page, shown.nth(1)) == np.asarray(Image.open(picture))).all()
 
     field(page, "Prompt").fill("something else")

@@ -7,6 +7,7 @@ import urllib.request
 import zlib
 
 import pytest
+from playwright.sync_api import Locator
 
 from studio_page import done, go, kept, number, ready
 
@@ -26,30 +27,43 @@ def test_two_visitors_do_not_see_each_others_pictures_and_each_finds_its_own_aga
         "request", lambda it: outside.append(it.url) if not it.url.startswith((studio.url, "data:", "blob:")) else None
     )
     page.reload()
-    ready(page)
-    number(page, "Steps").fill("2")
-    go(page)
-    done(page)
-    page.get_by_text("History: only you see it").click()
-    page.locator("#history img").first.wait_for()
-    [picture] = kept(studio.folder)
+    before = kept(studio.folder)
+    make_one(page)
+    make_one(page)
+    assert history(page).count() == 2
+    mine = {picture.parent.name for picture in set(kept(studio.folder)) - set(before)}
+    assert len(mine) == 1
 
     other = browser.new_context()
     theirs = other.new_page()
     theirs.set_default_timeout(120_000)
     theirs.goto(studio.url)
-    ready(theirs)
-    theirs.get_by_text("History: only you see it").click()
-    theirs.wait_for_timeout(1500)
-    assert theirs.locator("#history img").count() == 0
+    make_one(theirs)
+    assert history(theirs).count() == 1
     other.close()
 
     page.reload()
     ready(page)
-    page.get_by_text("History: only you see it").click()
-    page.locator("#history img").first.wait_for()
-    assert picture.parent.name not in page.content()  # the folder's name is nobody's to see
+    assert history(page).count() == 2
+    assert mine.pop() not in page.content()  # the folder's name is nobody's to see
     assert outside == []
+
+
+def make_one(page) -> None:
+    ready(page)
+    number(page, "Steps").fill("2")
+    go(page)
+    done(page)
+    page.reload()
+
+
+def history(page) -> Locator:
+    """The visitor's old pictures, once they are shown."""
+    ready(page)
+    page.get_by_text("History: only you see it").click()
+    pictures = page.locator("#history img")
+    pictures.first.wait_for()
+    return pictures
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "{folder}/log", "{folder}/studio/secret", "../../etc/passwd"])

@@ -1,18 +1,9 @@
 """The Train tab in a browser: a training starts, its curve moves, it stops; it does not need the browser."""
 
-from pathlib import Path
-
 import pytest
 
-from controlnet.data.circles import write_circles
 from controlnet.studio.runs import Run
 from studio_page import field, ready
-
-OPTIONS = ("--data", "{folder}/sets")
-
-
-def prepare(folder: Path) -> None:
-    write_circles(folder / "sets" / "rings", count=24, size=128, processes=1)
 
 
 @pytest.fixture

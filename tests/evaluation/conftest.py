@@ -1,24 +1,13 @@
-"""A tiny base, a control that is heard, and small circles, made once."""
+"""A control that is heard and small circles, made once."""
 
 from pathlib import Path
 
 import pytest
 
-from controlnet.base import Base, open_base
+from controlnet.base import Base
 from controlnet.checkpoints.control_file import ControlMetadata, save_control
 from controlnet.data.circles import write_circles
-from tiny_folders import save_tiny_base
 from tiny_generation import loud
-
-
-@pytest.fixture(scope="session")
-def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="session")
-def base(base_folder: Path) -> Base:
-    return open_base(str(base_folder), device="cpu")
 
 
 @pytest.fixture(scope="session")
