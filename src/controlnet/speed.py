@@ -155,14 +155,20 @@ def _precisely_at_once(query_baqd: Tensor, key_bakd: Tensor, value_bakd: Tensor,
 
 def _precisely_in_chunks(query_baqd: Tensor, key_bakd: Tensor, value_bakd: Tensor, scale: float) -> Tensor:
     seen_baqd = torch.empty_like(query_baqd, memory_format=torch.contiguous_format)
-    nothing = query_baqd.new_empty(1, dtype=torch.float32)
-    rows = (x.flatten(0, 1) for x in (query_baqd, key_bakd, value_bakd, seen_baqd))
-    for query_qd, key_kd, value_kd, seen_qd in zip(*rows, strict=True):
-        key_dk = key_kd.float().T
+    scores_qk = query_baqd.new_empty(QUERIES, key_bakd.shape[2], dtype=torch.float32)
+    rows = (_in_rows(query_baqd, torch.float32), _in_rows(key_bakd, torch.float32), _in_rows(value_bakd))
+    for query_qd, key_kd, value_kd, seen_qd in zip(*rows, seen_baqd.flatten(0, 1), strict=True):
         for chunk_qd, into_qd in zip(query_qd.split(QUERIES), seen_qd.split(QUERIES), strict=True):
-            scores_qk = torch.addmm(nothing, chunk_qd.float(), key_dk, beta=0, alpha=scale)
-            torch.mm(scores_qk.softmax(-1).to(value_kd.dtype), value_kd, out=into_qd)
+            some_qk = scores_qk[: len(chunk_qd)]
+            torch.addmm(some_qk, chunk_qd, key_kd.T, beta=0, alpha=scale, out=some_qk)
+            torch.softmax(some_qk, -1, out=some_qk)
+            torch.mm(some_qk.to(value_kd.dtype), value_kd, out=into_qd)
     return seen_baqd
+
+
+def _in_rows(x_band: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """All heads of all pictures (b a, n, d), laid out and converted in one go."""
+    return x_band.to(dtype or x_band.dtype, memory_format=torch.contiguous_format).flatten(0, 1)
 
 
 _products_lock, _products_depth = Lock(), 0
