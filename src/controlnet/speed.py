@@ -36,6 +36,12 @@ def suit(unet: UNet2DConditionModel) -> None:
     unet.set_attn_processor(QuickAttention())
 
 
+def compile_parts(*parts: nn.Module) -> None:
+    """Let torch compile each of these on its first use: minutes, where there is a C++ compiler, then faster steps."""
+    for part in parts:
+        part.compile()
+
+
 @contextmanager
 def quick(models: Sequence[nn.Module]) -> Iterator[None]:
     """While this holds, the models' convolutions are quick ones, and their attention layers compute the keys and values

@@ -115,3 +115,16 @@ def test_a_pictures_inputs_are_the_bases_hash_and_the_files_sha_256(home: Path):
     }
     inputs = Opener(recipe, "cpu", "float32").inputs(recipe)
     assert inputs == {str(home / "base"): open_base(home / "base", "cpu").hash(), **expected}
+
+
+@pytest.mark.slow
+def test_compiled_networks_paint_the_same_picture_and_it_is_noted(home: Path, tmp_path: Path):
+    assert made(home, tmp_path / "plain") == made(home, tmp_path / "compiled", "--compile") == 0
+    plain, compiled = (np.array(Image.open(tmp_path / name / "0.png")).astype(int) for name in ("plain", "compiled"))
+    assert np.abs(plain - compiled).max() <= 2
+    assert "compiled" in machine(tmp_path / "compiled" / "0.png")
+
+
+def test_compiled_networks_do_not_move(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert made(home, tmp_path / "out", "--compile", "--offload", "blocks") == 2
+    assert "choose one of them" in capsys.readouterr().err

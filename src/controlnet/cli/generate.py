@@ -58,6 +58,8 @@ class Generate(PictureOptions, Compute, MemoryOptions):
     """How many pictures, of each job; picture i has seed + i."""
     batch_size: int = 4
     """Pictures computed together: more are faster and need more memory."""
+    compile: bool = False
+    """Let torch compile the networks: minutes the first time, where there is a C++ compiler, then faster steps."""
     grid: Path | None = None
     """Write a sheet with all pictures beside their hints, too: a .png."""
 
@@ -79,7 +81,9 @@ class Generate(PictureOptions, Compute, MemoryOptions):
         jobs = self._jobs(problems)
         options = MemoryOptions(**{each.name: getattr(self, each.name) for each in fields(MemoryOptions)})
         problems += options.problems()
-        production = Production(jobs, self.device, self.dtype, self._batch_size(jobs), options)
+        if self.compile and options.is_saving:
+            problems.append("--compile with models that move to save memory; choose one of them")
+        production = Production(jobs, self.device, self.dtype, self._batch_size(jobs), options, self.compile)
         production.check(problems)
         outcomes: list[Outcome] = []
         try:

@@ -33,6 +33,7 @@ from controlnet.generation.pipeline import carry_out
 from controlnet.generation.placing import check_attention, settle
 from controlnet.generation.request import Request, complaint
 from controlnet.images import header_size
+from controlnet.speed import compile_parts
 
 Report = Callable[[float], None]  # pictures done so far, with fractions
 
@@ -56,6 +57,7 @@ class Production:
     dtype: DType = "auto"
     batch_size: int = 4
     options: MemoryOptions = NO_MEMORY_OPTIONS
+    compiled: bool = False
 
     def check(self, known: Sequence[str] = ()) -> None:
         """UserError with all that is wrong, also what is known to be, before any picture is made.
@@ -71,6 +73,8 @@ class Production:
         _raise([it for batch in representatives for it in complaint(partial(self._check, batch))])
         if self.memory.offload == "none":
             settle(self._opener.base, self._opener.controls)
+        if self.compiled:
+            compile_parts(self._opener.base.encoder, self._opener.base.decoder, *self._opener.controls)
 
     @cached_property
     def warnings(self) -> list[str]:
@@ -159,7 +163,8 @@ class Production:
     def _made(self, batch: Sequence[Job]) -> list[Made]:
         """How the pictures of a batch come about, but for what the checker will find."""
         own = [job.recipe.own() for job in batch] if len(batch) > 1 else []
-        machine, opener = self._opener.machine() | shades(self.memory), self._opener
+        opener, ways = self._opener, {"compiled": True} if self.compiled else {}
+        machine = opener.machine() | shades(self.memory) | ways
         checked = {} if self.jobs[0].recipe.safety == "off" else {"checker": str(self.checker or "none")}
         return [
             Made(job.recipe, opener.inputs(job.recipe), machine, own, place, checked) for place, job in enumerate(batch)

@@ -37,12 +37,6 @@ def open_vae(folder: Path, base: Base) -> AutoencoderKL:
     return vae.to(base.vae.device).eval().requires_grad_(False)
 
 
-def compile_parts(*parts: nn.Module) -> None:
-    """Let torch compile each of these on its first use."""
-    for part in parts:
-        part.compile()
-
-
 def checkpoint_gradients(*parts: nn.Module) -> None:
     """Compute the activations of every block a second time in the backward pass, instead of keeping them."""
     for part in parts:

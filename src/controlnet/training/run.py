@@ -22,11 +22,12 @@ from controlnet.devices import fastest_dtype
 from controlnet.errors import UserError
 from controlnet.evaluation.convergence import Convergence, Validation, find_convergence
 from controlnet.evaluation.fidelity import fit_ring
+from controlnet.speed import compile_parts
 from controlnet.training.beginning import module_options
 from controlnet.training.cache import Dataset, Encoded, encode, fingerprint, held_out_count
 from controlnet.training.callbacks import KeepState, Pauses, SaveCheckpoints, ShowProgress, StopOnSignal, Validate
 from controlnet.training.checkpoint import SafetensorsIO
-from controlnet.training.computation import compile_parts, set_up
+from controlnet.training.computation import set_up
 from controlnet.training.config import TrainConfig
 from controlnet.training.defaults import resolved, with_steps
 from controlnet.training.encoders import release_encoders
