@@ -127,6 +127,9 @@ def go_on(step: int, config: TrainConfig, base: Base, reached: Path | None = Non
     """Train until this step; note in a file which ones were done."""
     if reached is not None:
         KeepState.on_train_batch_end = lambda self, trainer, *_: reached.write_text(str(trainer.global_step))  # type: ignore[method-assign]
+    found = last_good(config.out, print)
+    if found and found[0] >= step:
+        return  # killed between its last save and its end
     with unvalidated():
         train_until(step, config, base)
 

@@ -26,7 +26,13 @@ OPTIONS = {"train_batch_size": 2, "lr_scheduler": "cosine"}
 
 def command(base: Path, circles: Path, out: Path, steps: int, *more: str) -> list[str]:
     told = {"base": base, "data": circles, "out": out, "max-train-steps": steps, "train-batch-size": 2}
-    told |= {"device": "cpu", "learning-rate": 1e-3, "lr-scheduler": "cosine", "num-validation-images": 1}
+    told |= {
+        "device": "cpu",
+        "dtype": "float32",
+        "learning-rate": 1e-3,
+        "lr-scheduler": "cosine",
+        "num-validation-images": 1,
+    }
     told |= {"validation-steps": 100000, "checkpointing-steps": 1, "checkpoints-total-limit": 100, "report-to": "csv"}
     return ["train", *(word for name, value in told.items() for word in (f"--{name}", str(value))), *more]
 
