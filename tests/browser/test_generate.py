@@ -33,7 +33,9 @@ def test_a_drawn_circle_becomes_a_disc_of_the_asked_colour_where_it_was_drawn(pa
     box = canvas.bounding_box()
     side = min(box["width"], box["height"])
     corner = np.array([box["x"] + (box["width"] - side) / 2, box["y"] + (box["height"] - side) / 2])
-    points = [corner + side * (centre + radius * np.array([cos(turn), sin(turn)])) for turn in np.linspace(0, 2 * pi, 41)]
+    points = [
+        corner + side * (centre + radius * np.array([cos(turn), sin(turn)])) for turn in np.linspace(0, 2 * pi, 41)
+    ]
     page.mouse.move(*points[0])
     page.mouse.down()
     for point in points:

@@ -1,24 +1,13 @@
 """Two visitors at once, and what a server must not do."""
 
-import json
 import struct
-import urllib.error
-import urllib.request
 import zlib
 
 import pytest
 from playwright.sync_api import Locator
 
 from studio_page import done, go, kept, number, ready
-
-
-def fetched(url: str, data: bytes | None = None, **headers: str) -> tuple[int, bytes]:
-    request = urllib.request.Request(url, data, {name.replace("_", "-"): value for name, value in headers.items()})
-    try:
-        with urllib.request.urlopen(request, timeout=60) as response:
-            return response.status, response.read()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read()
+from studio_server import called, fetched, uploaded
 
 
 def test_two_visitors_do_not_see_each_others_pictures_and_each_finds_its_own_again(page, browser, studio):
@@ -100,17 +89,7 @@ def bomb() -> bytes:
 def annotated(studio, place: str) -> str:
     """What the endpoint says of a picture at `place`."""
     picture = {"path": place, "meta": {"_type": "gradio.FileData"}}
-    call = json.dumps({"data": [picture, "canny", {}]}).encode()
-    answer = fetched(f"{studio.url}/gradio_api/call/annotate", call, Content_Type="application/json")
-    event = json.loads(answer[1])["event_id"]
-    return fetched(f"{studio.url}/gradio_api/call/annotate/{event}")[1].decode()
-
-
-def uploaded(studio, data: bytes, name: str) -> str:
-    head = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
-    kind = "multipart/form-data; boundary=x"
-    answer = fetched(f"{studio.url}/gradio_api/upload", head + data + b"\r\n--x--\r\n", Content_Type=kind)
-    return str(json.loads(answer[1])[0])
+    return called(studio, "annotate", [picture, "canny", {}])[1]
 
 
 def test_hostile_pictures_addresses_and_paths_are_refused_with_a_word(studio):

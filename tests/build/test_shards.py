@@ -39,7 +39,9 @@ def test_the_tar_is_one_that_any_reader_of_web_datasets_knows(tmp_path):
     with tarfile.open(tmp_path / "shard-00000.tar") as tar:
         files = {member.name: tar.extractfile(member).read() for member in tar.getmembers()}
     first, _, third = (row.id for row in ROWS)
-    assert sorted(files) == sorted([f"{first}.png", f"{first}.hint.png", f"{third}.png"])
+    texts = [f"{first}.txt", f"{third}.txt"]
+    assert sorted(files) == sorted([f"{first}.png", f"{first}.hint.png", f"{third}.png", *texts])
+    assert files[f"{first}.txt"].decode() == ROWS[0].text
     assert files[f"{third}.png"] == made.picture(2)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers.optimization import get_scheduler
 from torch import nn
+from torch.profiler import profile
 
 from controlnet.errors import UserError
 from controlnet.training.averages import Average
@@ -108,3 +109,18 @@ def test_8bit_adam_is_near_adam_and_its_state_a_quarter() -> None:
     moved = (ended[0] - start).norm()
     assert (ended[1] - ended[0]).norm() < 0.1 * moved
     assert states[1] * 4 == states[0]
+
+
+def test_convolutions_that_are_channels_last_are_optimised_where_they_are_as_torch_would() -> None:
+    weights = torch.randn(8, 6, 3, 3, generator=torch.Generator().manual_seed(0))
+    ours, theirs = (nn.Parameter(weights.clone().to(memory_format=torch.channels_last)) for _ in range(2))
+    optimizers = Optimization(RATE).optimizer([ours], []), torch.optim.AdamW([theirs], RATE, fused=True)
+    for step in range(3):
+        for parameter in (ours, theirs):
+            parameter.grad = weights.roll(step + 1).to(memory_format=torch.channels_last)
+        with profile(record_shapes=True) as recorded:
+            optimizers[0].step()
+        optimizers[1].step()
+        assert not [it for it in recorded.events() or [] if it.name == "aten::copy_" and len(it.input_shapes[0]) > 1]
+    assert torch.equal(ours, theirs)
+    assert ours.is_contiguous(memory_format=torch.channels_last)

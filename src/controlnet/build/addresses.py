@@ -6,6 +6,7 @@ of every hop is judged, and it is the judged address that is connected to.
 
 import asyncio
 import ipaddress
+import re
 import socket
 from collections.abc import Collection
 from typing import Any
@@ -17,13 +18,16 @@ from controlnet.errors import UserError
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # RFC 4291, 2.4 as IANA has assigned it so far
+# what tables of older Pythons take for public: relays to 6to4 (RFC 7526), documentation (RFC 9637)
+SPECIAL = (ipaddress.IPv4Network("192.88.99.0/24"), ipaddress.IPv6Network("3fff::/20"))
 # prefixes of IPv6 behind which an IPv4 address is reached, and the bits by which that is shifted
 TRANSLATED = (
     (ipaddress.IPv6Network("64:ff9b::/96"), 0),  # NAT64, RFC 6052
-    (ipaddress.IPv6Network("64:ff9b:1::/48"), 0),  # RFC 8215
-    (ipaddress.IPv6Network("::/96"), 0),  # compatible, RFC 4291
     (ipaddress.IPv6Network("2002::/16"), 80),  # 6to4, RFC 3056
 )
+NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.IGNORECASE)  # as a host's last label: an address, WHATWG URL 3.5
+SCHEMES = ("http", "https")
 
 
 class Refused(UserError):
@@ -31,9 +35,17 @@ class Refused(UserError):
 
 
 def is_public(text: str) -> bool:
-    """Whether an IP address (without brackets) belongs to the public internet."""
+    """Whether an IP address (without brackets) belongs to the public internet. ValueError for what is none."""
     address: Address = ipaddress.ip_address(text.partition("%")[0])
-    return all(it.is_global and not it.is_multicast and not it.is_reserved for it in _meant(address))
+    return all(_is_public(it) for it in _meant(address))
+
+
+def _is_public(address: Address) -> bool:
+    if isinstance(address, ipaddress.IPv6Address) and address not in GLOBAL_UNICAST:
+        return False
+    if any(address in network for network in SPECIAL):
+        return False
+    return address.is_global and not address.is_multicast and not address.is_reserved
 
 
 def _meant(address: Address) -> list[Address]:
@@ -57,22 +69,24 @@ def check_url(text: str, allowed: Collection[str] = ()) -> URL:
     """
     try:
         url = URL(text)
-        host, port = url.host, url.port
+        host, port = url.raw_host, url.port
     except ValueError as error:
         raise Refused(f"{text!r} is no address: {error}") from error
-    if url.scheme not in ("http", "https") or not host:
+    if url.scheme not in SCHEMES or not host:
         raise Refused(f"{text!r} is no address of the web; expected http:// or https://")
     if url.user or url.password:
         raise Refused(f"{text!r} carries a user name or password")
-    if f"{host}:{port}" in allowed:
-        return url
-    try:
-        literal = is_public(host)
-    except ValueError:
-        return url  # a name, which the resolver judges
-    if not literal:
+    if f"{host}:{port}" not in allowed and not _may_be_public(host):
         raise Refused(f"{host} is not an address of the public internet")
     return url
+
+
+def _may_be_public(host: str) -> bool:
+    """Whether a host is a public address, or a name, which the resolver judges; other spellings of numbers are not."""
+    try:
+        return is_public(host)
+    except ValueError:
+        return ":" not in host and not NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2])
 
 
 class PublicResolver(AbstractResolver):

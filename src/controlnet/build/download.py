@@ -21,15 +21,15 @@ class Download(Stage):
 
     per_host: Annotated[int, Range(1, 256)] = 8
     """Downloads under way from one host."""
-    attempts: Annotated[int, Range(1, 10)] = 3
+    attempts: Annotated[int, Range(1, 10)] = 2
     """How often a host that fails for now is asked; those that still fail are asked once more at the end."""
     backoff: Annotated[float, Range(0, 60)] = 1.0
     """Seconds before the second attempt, doubled before each further one."""
-    timeout: Annotated[float, Range(0.1, 3600)] = 30.0
-    """Seconds for one attempt, redirects and all."""
+    timeout: Annotated[float, Range(0.1, 3600)] = 10.0
+    """Seconds for the answers of one attempt, redirects and all."""
     max_bytes: Annotated[int, Range(1, 2**31)] = 20_000_000
     robots: bool = True
-    """Honour robots.txt and X-Robots-Tag."""
+    """Honour what sites say: robots.txt, X-Robots-Tag, Content-Signal and Content-Usage."""
     allowed_hosts: tuple[str, ...] = ()
     """host:port that may be asked although they are not on the public internet: your own server."""
 

@@ -1,15 +1,14 @@
 """What works on shards: threads of this process, or (in `ray_engine`) a cluster."""
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Protocol
 
 from controlnet.build.counts import Counts
 from controlnet.build.shard_work import ShardWork
 
+WAITING = 16  # shards at once where stages ask the network: each has a row or two that take until the timeout
 Done = tuple[int, dict[str, Counts]]
-Submit = Callable[[int], "Future[dict[str, Counts]]"]
 
 
 class Engine(Protocol):
@@ -21,28 +20,30 @@ class Engine(Protocol):
 class Threads:
     """Shards side by side in this process: while one waits for the network another computes.
 
-    What it holds in memory is bounded by as many shards as there are workers.
+    As many are under way, and so in memory, as there are workers, or more if they mostly wait: the next is begun when
+    one is done.
     """
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
 
     def run(self, work: ShardWork, numbers: Iterable[int]) -> Iterator[Done]:
+        """The shards as they are done. An exception ends the run when those under way are whole."""
         work.works  # noqa: B018  # set up once, before threads do it at the same time
-        with ThreadPoolExecutor(self.workers) as pool:
-            yield from _in_order(lambda number: pool.submit(work, number), numbers, self.workers)
+        under_way: dict[Future[dict[str, Counts]], int] = {}
+        waits = any(stage.place == "network" for _, stage in work.stages)
+        room = max(self.workers, WAITING) if waits else self.workers
+        with ThreadPoolExecutor(room) as pool:
+            for number in numbers:
+                if len(under_way) == room:
+                    yield from _done(under_way)
+                under_way[pool.submit(work, number)] = number
+            while under_way:
+                yield from _done(under_way)
 
 
-def _in_order(submit: Submit, numbers: Iterable[int], room: int) -> Iterator[Done]:
-    under_way: deque[tuple[int, Future[dict[str, Counts]]]] = deque()
-    try:
-        for number in numbers:
-            if len(under_way) == room:
-                first, future = under_way.popleft()
-                yield first, future.result()
-            under_way.append((number, submit(number)))
-        for number, future in under_way:
-            yield number, future.result()
-    finally:
-        for _, future in under_way:
-            future.cancel()
+def _done(under_way: dict[Future[dict[str, Counts]], int]) -> Iterator[Done]:
+    """Those that are done, one at least."""
+    done, _ = wait(under_way, return_when=FIRST_COMPLETED)
+    for future in sorted(done, key=under_way.__getitem__):
+        yield under_way.pop(future), future.result()

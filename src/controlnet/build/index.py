@@ -1,13 +1,14 @@
 """An index of pictures that can be asked by words or by a picture: FAISS beside a table of what its rows are.
 
 INDEX/image.index        FAISS, inner product of CLIP embeddings of length one: cosine
-INDEX/metadata.parquet   row n of the index is line n here: path or url, caption, size, SHA-256
+INDEX/metadata.parquet   row n of the index is line n here: path or url, caption, licence, size, SHA-256
 INDEX/index.json         the model, how many, and SHA-256 of both files: what does not belong together is refused
 """
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from controlnet.atomic import write_atomically
 from controlnet.build.clip import Clip, Embeddings
 from controlnet.build.pictures import inspected
 from controlnet.build.rows import Row, identify
-from controlnet.build.shards import IMAGE
+from controlnet.build.shards import IMAGE, rows_in
 from controlnet.checkpoints.models import sha256
 from controlnet.data.pictures import find_pictures
 from controlnet.errors import UserError
@@ -29,7 +30,8 @@ INDEX, METADATA, ABOUT = "image.index", "metadata.parquet", "index.json"
 AT_ONCE = 32  # pictures embedded together
 SIDE = 160  # pixels of a picture on a sheet
 Report = Callable[[int], object]
-KNOWN = ("path", "caption", "width", "height", "sha256")
+PATH = "path"  # of a picture that is a file here; others have a url
+KNOWN = ("url", "caption", "license", "width", "height", "sha256")
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,9 @@ class Index:
 
     def __init__(self, folder: Path) -> None:
         """UserError for a folder that is no index, or whose files do not belong together."""
-        import faiss
         from pyarrow import parquet
 
+        faiss = _faiss()
         try:
             self.about: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -92,37 +94,56 @@ def _thumbnail(path: str | None) -> Rgb:
 def build_index(
     pictures: str, out: Path, clip: Clip, model: str, report: Report = lambda seen: None
 ) -> tuple[int, int]:
-    """Index the pictures of a folder, a glob or a data set; how many, and how many could not be read.
+    """Index the pictures of a folder, a glob, a data set or a build; how many, and how many could not be read.
 
     `model` is how the CLIP is called, `report` is told how many pictures have been seen.
     """
-    import faiss
     import pyarrow
     from pyarrow import parquet
 
+    faiss = _faiss()
+
     if out.exists() and any(out.iterdir()) and not (out / ABOUT).is_file():
         raise UserError(f"{out} has files but no {ABOUT}, so it is no index; give a new folder")
-    lines, parts, failed = [], list[Embeddings](), 0
+    lines, index, failed = [], None, 0
     for chunk in _chunks(_rows(pictures, out), AT_ONCE):
         good = [row for row in chunk if row.status == "ok"]
         failed += len(chunk) - len(good)
         if good:
-            parts.append(clip.of_pictures([decode(row.files[IMAGE]) for row in good]))
-            lines += [{name: row.values.get("source" if name == "path" else name) for name in KNOWN} for row in good]
+            embeddings_nd = clip.of_pictures([decode(row.files[IMAGE]) for row in good])
+            index = index or faiss.IndexFlatIP(embeddings_nd.shape[1])
+            index.add(embeddings_nd)
+            lines += [_line(row) for row in good]
         report(failed + len(lines))
-    if not parts:
+    if index is None:
         raise UserError(f"{pictures}: no picture that can be read")
-    embeddings_nd = np.concatenate(parts)
-    index = faiss.IndexFlatIP(embeddings_nd.shape[1])
-    index.add(embeddings_nd)
+    kinds = {"width": pyarrow.int32(), "height": pyarrow.int32()}
+    schema = pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in (PATH, *KNOWN)])
     write_atomically(out / INDEX, lambda path: faiss.write_index(index, str(path)))
-    write_atomically(out / METADATA, lambda path: parquet.write_table(pyarrow.Table.from_pylist(lines), path))
+    write_atomically(out / METADATA, lambda path: parquet.write_table(pyarrow.Table.from_pylist(lines, schema), path))
     about = {"model": model, "count": len(lines), "sha256": {name: sha256(out / name) for name in (INDEX, METADATA)}}
     write_atomically(out / ABOUT, lambda path: path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8"))
     return len(lines), failed
 
 
+def _faiss() -> Any:
+    try:
+        return import_module("faiss")
+    except ImportError as error:
+        raise UserError("an index needs FAISS, which is not here; run: pip install 'controlnet[scale]'") from error
+
+
+def _line(row: Row) -> dict[str, Any]:
+    source = row.get("source", "")
+    path = source if not row.get("url") and Path(source).is_file() else None
+    return {PATH: path, **{name: row.get(name) for name in KNOWN}}
+
+
 def _rows(pictures: str, out: Path) -> Iterator[Row]:
+    """Of a build: its wanted rows, which are to be downloaded again where they are found, if they have an address."""
+    if (shards := Path(pictures) / "shards").is_dir():
+        yield from (row for row in rows_in(shards, with_files=True) if row.status == "ok")
+        return
     for picture in find_pictures(pictures, out).items:
         place = str(picture.source.absolute()) if isinstance(picture.source, Path) else picture.name
         row = Row(identify(place), {"source": place, **({"caption": picture.prompt} if picture.prompt else {})})

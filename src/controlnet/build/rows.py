@@ -37,13 +37,12 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "sharpness": ("float32", "variance of the Laplacian of the grey picture at 512 pixels"),
     "condition": ("string", "kind of the hint"),
     "annotator": ("string", "annotator with its options and what its hint means, JSON"),
-    "latents": ("string", "what the latents were made by: hash of the base"),
 }
 
 
 @dataclass(frozen=True)
 class Row:
-    """`values` are of COLUMNS; `files` are named "image" (as it was published), "hint.png", "latents.npy", ..."""
+    """`values` are of COLUMNS; `files` are named "image" (as it was published), "hint.png", ..."""
 
     id: str
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -63,6 +62,11 @@ class Row:
     def get(self, name: str, default: Any = None) -> Any:
         value = self.values.get(name)
         return default if value is None else value
+
+    @property
+    def text(self) -> str:
+        """What to train with: its caption, else what it was searched by."""
+        return str(self.get("caption") or self.get("prompt", ""))
 
     def having(self, files: Mapping[str, bytes] | None = None, **values: Any) -> "Row":
         """With more files and values, or others."""

@@ -2,24 +2,25 @@
 
 OUT/build.json        the recipe, as it was read
 OUT/work/0-source/    shards of the rows as the source gave them; then a folder for each part of the recipe that
-                      ends at a barrier
+                      ends at a barrier; what is taken up again is in retry-... and retried-... meanwhile
 OUT/shards/           the last shards, every row in them, wanted or not
 OUT/...               what the sink makes of them
 """
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from controlnet.atomic import write_atomically
 from controlnet.build.counts import Counts, total
 from controlnet.build.engine import Engine, Threads
 from controlnet.build.recipe import Recipe
+from controlnet.build.retry import RETRIED, PutBack, retrying, settle, take
 from controlnet.build.rows import Row
-from controlnet.build.shard_work import ShardWork, counts_of, refuse_hopeless
+from controlnet.build.shard_work import Part, ShardWork, counts_of, refuse_hopeless
 from controlnet.build.shards import Shard, rows_in, shards_in
 from controlnet.build.stage import Barrier, Context, Source, Stage
 from controlnet.data.workers import cores
@@ -52,9 +53,11 @@ def build(
     engine: Engine | None = None,
     report: Report = lambda counts: None,
     keep_work: bool = False,
+    retry_failed: bool = False,
 ) -> Built:
-    """Build, or go on building, the data set in `out`.
+    """Build, or go on building, the data set in `out`. Rows that failed for now are tried once more after each part.
 
+    With `retry_failed`, a finished build takes up its failed rows another time.
     UserError for a folder of another recipe, and when nearly all rows fail at a stage.
     """
     context, engine = context or Context(), engine or Threads(cores() + 1)
@@ -64,12 +67,17 @@ def build(
     phases = recipe.phases()
     folders = [out / "work" / "0-source", *(out / "work" / str(number) for number in range(1, len(phases)))]
     folders.append(out / "shards")
+    run = _Run(context, engine, report)
     if not _is_complete(folders[-1]):
         _write_source(recipe, folders[0], report)
-        for number, stages in enumerate(phases):
-            if not _is_complete(folders[number + 1]):
-                work = _work(stages, folders[number], folders[number + 1], context)
-                _run_phase(replace(work, stop_when_failed=recipe.stop_when_failed), engine, report)
+        for number, part in enumerate(phases):
+            before, after = folders[number], folders[number + 1]
+            if not _is_complete(after):
+                run.part(replace(_work(part, before, after, context), stop_when_failed=recipe.stop_when_failed))
+                run.retry([[it for it in part if isinstance(it[1], Stage)]], after, out / "work" / f"retry-{number}")
+                _complete(after)
+    else:
+        _retry_finished(phases, folders[-1], out / "work", run, retry_failed)
     shards = shards_in(out / "shards")
     counts = _counts(folders)
     recipe.sink.write(shards, out)
@@ -115,7 +123,7 @@ def _write_source(recipe: Recipe, folder: Path, report: Report) -> None:
             report(counts)
     if not number:
         raise UserError("the source of the recipe gives no rows; check its options")
-    _write_json(folder / ALL, {"shards": number})
+    _complete(folder)
 
 
 def _chunks(source: Source, size: int) -> Iterator[list[Row]]:
@@ -124,22 +132,69 @@ def _chunks(source: Source, size: int) -> Iterator[list[Row]]:
         yield chunk
 
 
-def _work(stages: list[tuple[str, Stage | Barrier]], before: Path, after: Path, context: Context) -> ShardWork:
-    """A phase; a barrier at its beginning decides now, over all rows of the phase before."""
-    plain = [(name, stage) for name, stage in stages if isinstance(stage, Stage)]
-    work = ShardWork(plain, before, after, context)
-    for name, barrier in stages[:1]:
+def _work(part: Part, before: Path, after: Path, context: Context, others: Iterable[Row] = ()) -> ShardWork:
+    """A part of a recipe; a barrier at its beginning decides now, over all rows so far, `others` the first."""
+    work = ShardWork([(name, stage) for name, stage in part if isinstance(stage, Stage)], before, after, context)
+    for name, barrier in part[:1]:
         if isinstance(barrier, Barrier):
             live = (row for row in rows_in(before) if row.status == "ok")
-            work.barrier, work.refusals = name, barrier.decide(live)
+            work.barrier, work.refusals = name, barrier.decide(chain(others, live))
     return work
 
 
-def _run_phase(work: ShardWork, engine: Engine, report: Report) -> None:
-    numbers = [shard.number for shard in shards_in(work.before)]
-    for _, counts in engine.run(work, numbers):
-        report(counts)
-    _write_json(work.after / ALL, {"shards": len(numbers)})
+@dataclass(frozen=True)
+class _Run:
+    """How the parts of a build are worked on."""
+
+    context: Context
+    engine: Engine
+    report: Report
+
+    def part(self, work: ShardWork) -> None:
+        """One part, over all shards."""
+        if numbers := [shard.number for shard in shards_in(work.before)]:
+            for _, counts in self.engine.run(work, numbers):
+                self.report(counts)
+
+    def retry(self, parts: Sequence[Part], folder: Path, scratch: Path, times: int = 1) -> Iterable[dict[str, Counts]]:
+        """Take the rows of the shards in `folder` that failed for now through their stages again; what that adds."""
+        stages = retrying(parts)
+        if not stages:
+            return ()
+        settle(folder)
+        steps = [scratch / "0-taken", *(scratch / str(number) for number in range(1, len(parts) + 1))]
+        if not _is_complete(steps[0]):
+            take(folder, steps[0], stages)
+            _complete(steps[0])
+        if not shards_in(steps[0]):
+            return ()
+        for number, part in enumerate(parts):
+            others = _beyond(parts[number:], folder)
+            work = _work(part, steps[number], steps[number + 1], self.context, others)
+            work.is_retry = True
+            if number + 1 == len(parts):
+                work.then = PutBack(steps[0], steps[-1], folder, stages, times)
+            self.part(work)
+        settle(folder)
+        return (counts_of(shard) for step in steps for shard in shards_in(step))
+
+
+def _beyond(parts: Sequence[Part], folder: Path) -> Iterator[Row]:
+    """The rows of finished shards that got past the barrier at the beginning of the first of these parts."""
+    names = {name for part in parts for name, stage in part if not (part is parts[0] and isinstance(stage, Barrier))}
+    return (row for row in rows_in(folder) if row.status == "ok" or row.stage in names)
+
+
+def _retry_finished(parts: Sequence[Part], folder: Path, work: Path, run: _Run, is_asked: bool) -> None:
+    """Take up the failed rows of a finished build once more, if that is asked, or was and is not done."""
+    told = json.loads((folder / ALL).read_text(encoding="utf-8"))
+    times = told.get(RETRIED, 1) + 1
+    scratch = work / f"retried-{times}"
+    if is_asked or scratch.exists():
+        before = {name: Counts.from_json(count) for name, count in told["stages"].items()}
+        after = total([before, *run.retry(parts, folder, scratch, times)])
+        stages = {name: count.to_json() for name, count in after.items()}
+        _write_json(folder / ALL, {**told, RETRIED: times, "stages": stages})
 
 
 def _counts(folders: list[Path]) -> dict[str, Counts]:
@@ -151,6 +206,10 @@ def _counts(folders: list[Path]) -> dict[str, Counts]:
         told["stages"] = {name: count.to_json() for name, count in total(of_shards).items()}
         _write_json(kept, told)
     return {name: Counts.from_json(count) for name, count in told["stages"].items()}
+
+
+def _complete(folder: Path) -> None:
+    _write_json(folder / ALL, {"shards": len(shards_in(folder))})
 
 
 def _is_complete(folder: Path) -> bool:

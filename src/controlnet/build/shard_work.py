@@ -1,7 +1,7 @@
 """The work on one shard: read it, take its rows through the stages of a phase, write it. The unit of every engine."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,12 +12,14 @@ from typing import Any
 from controlnet.build.counts import Counts
 from controlnet.build.rows import Row
 from controlnet.build.shards import Shard
-from controlnet.build.stage import Context, Stage, Work, guarded
+from controlnet.build.stage import Barrier, Context, Stage, Work, guarded
 from controlnet.errors import UserError
 
 TOLD = 3  # reasons named when a build stops
+ON_DEVICE = Lock()  # held by the one stage of this process that computes on its device
 ENOUGH = 20  # rows of a stage from which the share that failed means something
 Refusals = Mapping[str, tuple[str, str]]  # id -> reason and detail
+Part = Sequence[tuple[str, Stage | Barrier]]  # of a recipe: stages with their names, a barrier at most at its beginning
 
 
 @dataclass
@@ -36,6 +38,10 @@ class ShardWork:
     barrier: str = ""
     stop_when_failed: float = 1.0
     """Share of a stage's rows that may fail before it is no use to go on."""
+    is_retry: bool = False
+    """Rows that failed at one of these stages, and may succeed later, are taken up again where they failed."""
+    then: Callable[[int], None] | None = None
+    """What is done with a shard once it is whole; again, if it was whole before."""
 
     def __call__(self, number: int) -> dict[str, Counts]:
         """Do the shard of this number if it is not done; what became of its rows, stage by stage.
@@ -47,20 +53,18 @@ class ShardWork:
             rows, counts = self._through(Shard(self.before, number).read())
             refuse_hopeless(counts, self.stop_when_failed)
             done.write(rows, {"stages": {name: count.to_json() for name, count in counts.items()}})
-            return counts
-        return counts_of(done)
+        else:
+            counts = counts_of(done)
+        if self.then is not None:
+            self.then(number)
+        return counts
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("works", "device", "_setting_up")}
+        return {name: value for name, value in self.__dict__.items() if name != "works"}
 
     @cached_property
     def works(self) -> dict[str, Work]:
         return {name: guarded(stage.setup(self.context)) for name, stage in self.stages}
-
-    @cached_property
-    def device(self) -> Lock:
-        """One stage at a time computes on the device."""
-        return Lock()
 
     def _through(self, rows: list[Row]) -> tuple[list[Row], dict[str, Counts]]:
         counts = {}
@@ -82,9 +86,11 @@ class ShardWork:
 
     def _stage(self, name: str, stage: Stage, rows: list[Row]) -> tuple[list[Row], Counts]:
         """Rows that have ended go to the end of the shard, without their files, and see no further stage."""
+        if self.is_retry:
+            rows = [_fresh(row) if may_succeed_later(row, {name: stage}) else row for row in rows]
         live = [row for row in rows if row.status == "ok"]
         start, results = time.monotonic(), list[Row]()
-        turn: AbstractContextManager[Any] = self.device if stage.place == "device" else nullcontext()
+        turn: AbstractContextManager[Any] = ON_DEVICE if stage.place == "device" else nullcontext()
         at_once = stage.rows_at_once
         for first in range(0, len(live), at_once):
             with turn:
@@ -93,6 +99,15 @@ class ShardWork:
         assert counts.adds_up, (name, counts)
         ended = [replace(row, stage=name, files={}) for row in results if row.status != "ok"]
         return [row for row in results if row.status == "ok"] + ended + [r for r in rows if r.status != "ok"], counts
+
+
+def may_succeed_later(row: Row, stages: Mapping[str, Stage]) -> bool:
+    """Whether it failed at one of these stages for a reason that may be gone by now."""
+    return row.status == "failed" and row.stage in stages and row.reason in stages[row.stage].retry_later
+
+
+def _fresh(row: Row) -> Row:
+    return replace(row, status="ok", stage="", reason="", detail="")
 
 
 def counts_of(shard: Shard) -> dict[str, Counts]:

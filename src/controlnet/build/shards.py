@@ -20,7 +20,10 @@ from controlnet.build.rows import COLUMNS, Row
 from controlnet.errors import UserError
 
 BLOCK = tarfile.BLOCKSIZE
+TEXT = "txt"  # member of the tar with the caption
 IMAGE = "image"  # a row's picture; in the tar it is named after its format
+REWRITTEN = "rewritten"  # folder beside shards, where their successors wait until they are whole
+SUFFIXES = (".tar", ".parquet", ".json")  # the manifest last
 FIXED = ("id", "status", "stage", "reason", "detail")
 
 
@@ -64,6 +67,22 @@ class Shard:
         text = json.dumps(content, indent=1) + "\n"
         write_quickly(self.manifest_path, lambda path: path.write_text(text, encoding="utf-8"))
 
+    def rewrite(self, rows: Sequence[Row], report: dict[str, Any]) -> None:
+        """As `write`, in place of a whole shard; killed at any moment, `settle` leaves one or the other."""
+        self._successor.write(rows, report)
+        self.settle()
+
+    def settle(self) -> None:
+        """Put its successor in its place, if that is whole; some of its files may be there already."""
+        if self._successor.is_done:
+            for suffix in SUFFIXES:
+                if (path := self._successor.stem.with_suffix(suffix)).exists():
+                    path.replace(self.stem.with_suffix(suffix))
+
+    @property
+    def _successor(self) -> "Shard":
+        return Shard(self.folder / REWRITTEN, self.number)
+
     def read(self, with_files: bool = True) -> list[Row]:
         """Its rows in order. UserError for a shard that is not as it was written."""
         from pyarrow import parquet
@@ -95,19 +114,28 @@ def member_name(row: Row, file: str) -> str:
 
 
 def _pack(rows: Sequence[Row]) -> tuple[bytes, list[list[dict[str, Any]]]]:
-    """The tar, and for each row where its files are in it."""
+    """The tar, and for each row where its files are in it; its text lies there too, for others who read the tar."""
     packed, places = io.BytesIO(), []
     for row in rows:
         here = []
         for file, data in row.files.items() if row.status == "ok" else ():
-            header = tarfile.TarInfo(member_name(row, file))
-            header.size = len(data)
-            packed.write(header.tobuf(tarfile.USTAR_FORMAT))
-            here.append({"name": file, "offset": packed.tell(), "size": len(data)})
-            packed.write(data + bytes(-len(data) % BLOCK))
+            offset = _add(packed, member_name(row, file), data)
+            here.append({"name": file, "offset": offset, "size": len(data)})
+        if here:
+            _add(packed, member_name(row, TEXT), row.text.encode())
         places.append(here)
     packed.write(bytes(2 * BLOCK))
     return packed.getvalue(), places
+
+
+def _add(packed: io.BytesIO, name: str, data: bytes) -> int:
+    """Put a member at the end of the tar; where its bytes begin."""
+    header = tarfile.TarInfo(name)
+    header.size = len(data)
+    packed.write(header.tobuf(tarfile.USTAR_FORMAT))
+    offset = packed.tell()
+    packed.write(data + bytes(-len(data) % BLOCK))
+    return offset
 
 
 def _table(rows: Sequence[Row], places: list[list[dict[str, Any]]]) -> bytes:

@@ -28,6 +28,12 @@ class Sink(ABC):
         """Write all rows of the shards that are wanted to `out`."""
 
 
+def pairs_problem(sink: str, names: Sequence[str]) -> Iterator[str]:
+    """Of a sink that writes pairs: that no stage makes hints."""
+    if not any(name.startswith("annotate") for name in names):
+        yield f"sink {sink}: writes pairs of picture and hint; add a stage annotate"
+
+
 @dataclass(frozen=True, kw_only=True)
 class WebDataset(Sink):
     """The shards as they are: tars beside tables, which `controlnet train` reads by index."""
@@ -41,8 +47,7 @@ class Folder(Sink):
     """The original's folder of pairs: source/ (hints), target/ (pictures) and prompt.json."""
 
     def problems(self, names: Sequence[str]) -> Iterator[str]:
-        if not any(name.startswith("annotate") for name in names):
-            yield "sink folder: writes pairs of picture and hint; add a stage annotate"
+        yield from pairs_problem("folder", names)
 
     def write(self, shards: Sequence[Shard], out: Path) -> None:
         lines = []
@@ -56,5 +61,4 @@ class Folder(Sink):
         for name, data in ((hint, row.files[HINT]), (target, row.files[IMAGE])):
             if not (out / name).is_file() or (out / name).stat().st_size != len(data):
                 write_quickly(out / name, methodcaller("write_bytes", data))
-        prompt = row.get("caption") or row.get("prompt", "")
-        return json.dumps({"source": hint, "target": target, "prompt": prompt}, ensure_ascii=False)
+        return json.dumps({"source": hint, "target": target, "prompt": row.text}, ensure_ascii=False)

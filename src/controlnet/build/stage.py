@@ -45,7 +45,8 @@ class Stage(ABC):
 
     rows_at_once: ClassVar[int] = 32
     retry_later: ClassVar[frozenset[str]] = frozenset()
-    """Reasons of failure that may be gone later: such rows are tried once more at the end."""
+    """Reasons of failure that may be gone later: such rows, which have no files any more, are tried once more when
+    all others are done."""
 
     @property
     def place(self) -> Place:

@@ -23,7 +23,6 @@ STAGES: dict[str, str] = {
     "classifier": "controlnet.build.models:Classifier",
     "caption": "controlnet.build.models:Caption",
     "annotate": "controlnet.build.annotate:Annotate",
-    "encode": "controlnet.build.encode:Encode",
 }
 SINKS: dict[str, str] = {
     "folder": "controlnet.build.sinks:Folder",

@@ -31,9 +31,11 @@ class Build(Compute):
     """Work on a Ray cluster: "auto" joins the one this machine belongs to, an address another, "local" begins one
     here. OUT must be a folder that all nodes see."""
     connections: int = 64
-    """Downloads under way at once, in each shard."""
+    """Downloads under way at once; with --ray, in each actor."""
     weights_dir: Path | None = None
     """Folder that may hold annotators' weights."""
+    retry_failed: bool = False
+    """When the build is finished already: try rows once more that failed for a reason that may be gone by now."""
     keep_work: bool = False
     """Keep the shards of the parts before the last, which a finished build has no use for."""
 
@@ -59,7 +61,7 @@ class Build(Compute):
                 so_far.update(total([so_far, counts]))
                 status.update(", ".join(f"{name} {count.left:,}/{count.came:,}" for name, count in so_far.items()))
 
-            built = build(recipe, self.out, context, engine, report, self.keep_work)
+            built = build(recipe, self.out, context, engine, report, self.keep_work, self.retry_failed)
         Console().print(_table(built.counts))
         print(f"{built.rows:,} rows in {len(built.shards)} shards in {self.out}")
 

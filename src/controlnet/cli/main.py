@@ -16,6 +16,7 @@ Exit codes: 0 done, 1 a check found defects (`DefectsFound`), 2 the request cann
 options), 130 Ctrl-C, 143 SIGTERM, 141 the reader of our output went away. Any other exception is a bug: traceback.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -65,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: Sequence[str]) -> int:
     """The exit code of `controlnet` with `arguments`; errors for people are printed to stderr."""
+    # where it is installed, diffusers imports it, and it warns of a kernel that nothing here asks for
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         code = _dispatch(list(arguments))
         sys.stdout.flush()

@@ -27,9 +27,9 @@ TRAIN = "Train"
 ONE_DAY = 24 * 3600  # seconds after which what was uploaded is forgotten
 
 
-def make_app(offer: Offer) -> gr.Blocks:
+def make_app(desk: Desk) -> gr.Blocks:
     """Everything, not yet served."""
-    desk, trainings = Desk(offer), Trainings(offer)
+    offer, trainings = desk.offer, Trainings(desk.offer)
     with gr.Blocks(
         title="ControlNet studio", analytics_enabled=False, fill_width=True, delete_cache=(3600, ONE_DAY)
     ) as app:

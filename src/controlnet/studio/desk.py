@@ -1,6 +1,7 @@
 """What the Generate tab does, without a page: it can be tried in Python alone."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,14 @@ class Desk:
         self.offer, self.limits = offer, limits
         self.models = Models(offer)
         self.jobs = Jobs()
+
+    def open(self) -> None:
+        """The first base and the first control for it, before they are asked for."""
+        with suppress(UserError):  # which whoever asks for a picture is told
+            base = self.models.base(next(iter(self.offer.bases)))
+            control = next(iter(self.offer.controls))
+            *_, is_bgr = self.suited(control)
+            self.models.control(control, is_bgr, base)
 
     def folder(self, visitor: str) -> Path:
         """Of what a visitor made. UserError for a name that is none of ours."""

@@ -42,7 +42,7 @@ def generate_tab(desk: Desk, visitor: gr.BrowserState, load: Any) -> GenerateTab
     examples = available(desk.models)
     first = filled(examples[0], desk.models)
     with gr.Row(equal_height=False):
-        with gr.Column(scale=5, min_width=420, elem_classes="tight"):
+        with gr.Column(scale=5, min_width=330, elem_classes="tight"):
             main: dict[str, Any] = {}
             with gr.Row(equal_height=True):
                 main["prompt"] = gr.Textbox(
@@ -53,9 +53,9 @@ def generate_tab(desk: Desk, visitor: gr.BrowserState, load: Any) -> GenerateTab
                     max_lines=6,
                     placeholder="What to show; (word:1.3) weighs a word more.",
                     scale=4,
-                    min_width=240,
+                    min_width=180,
                 )
-                with gr.Column(scale=1, min_width=130, elem_classes="tight"):
+                with gr.Column(scale=1, min_width=110, elem_classes="tight"):
                     go = gr.Button("Generate", variant="primary", elem_id="generate")
                     stop = gr.Button("Stop", variant="stop", interactive=True, elem_id="stop")
             with gr.Tabs():
@@ -69,7 +69,7 @@ def generate_tab(desk: Desk, visitor: gr.BrowserState, load: Any) -> GenerateTab
             _start(main)
             _model(main, first, desk)
             form = Form(main, panels)
-        with gr.Column(scale=6, min_width=380, elem_classes="tight results"):
+        with gr.Column(scale=6, min_width=330, elem_classes="tight results"):
             status = gr.HTML(quiet("Draw or upload something on the left, say what it is, and generate."))
             gallery = gr.Gallery(
                 label="Hint first, then the pictures",

@@ -71,9 +71,11 @@ def serve(offer: Offer, door: Door) -> None:
     from starlette.middleware import Middleware
 
     from controlnet.studio.app import make_app
+    from controlnet.studio.desk import Desk
     from controlnet.studio.theme import STYLE, theme
 
-    app = make_app(offer)
+    desk = Desk(offer)
+    app = make_app(desk)
     app.queue(max_size=LIMITS.waiting, default_concurrency_limit=1)
     guard = Middleware(Guard, is_local=door.host in LOCAL and not door.share, largest_body=LIMITS.body_bytes)
     try:
@@ -98,11 +100,13 @@ def serve(offer: Offer, door: Door) -> None:
             app_kwargs={"middleware": [guard]},
             theme=theme(),
             css_paths=STYLE,
+            _frontend=False,  # else it asks itself for the page, and gives up where that takes over three seconds
         )
     except OSError as error:
         raise UserError(f"--port {door.port}: {error}; choose another --port") from error
     print(f"the studio is open at {public or local}", flush=True)
     try:
+        desk.open()  # while a browser loads the page
         Event().wait()
     finally:
         app.close(verbose=False)

@@ -51,6 +51,7 @@ def theme() -> gr.themes.Base:
     return made.set(
         body_background_fill="*neutral_100",
         body_background_fill_dark="*neutral_950",
+        body_text_color_subdued="*neutral_600",
         block_background_fill="white",
         block_background_fill_dark="*neutral_900",
         block_border_color="*neutral_200",
@@ -66,6 +67,7 @@ def theme() -> gr.themes.Base:
         block_info_text_color="*neutral_500",
         block_info_text_color_dark="*neutral_400",
         block_shadow="none",
+        layout_gap="8px",
         input_background_fill="*neutral_50",
         input_background_fill_dark="*neutral_800",
         input_border_color="*neutral_300",

@@ -59,14 +59,14 @@ def unit_panel(controls: list[str], first: UnitAsked, load_event: Any) -> UnitPa
     made["source"] = gr.Radio(list(SOURCES), value=first.source, show_label=False, container=False, label="Hint from")
     drawn = [_editor(made, name, first) for name in EDITORS]
     with gr.Row(equal_height=True):
-        with gr.Column(min_width=180, visible=first.source == "Picture") as of_picture:
+        with gr.Column(min_width=150, visible=first.source == "Picture") as of_picture:
             made["picture"] = picture_input("Picture", value=first.picture, height=210)
         preview = gr.Image(
             label="What the network sees",
             interactive=False,
             format="png",
             height=210,
-            min_width=180,
+            min_width=150,
             buttons=["fullscreen", "download"],
             elem_classes="pixels",
         )

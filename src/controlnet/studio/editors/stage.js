@@ -47,7 +47,7 @@ class Stage {
     const width = this.box.clientWidth;
     if (!width) return;
     const { width: w, height: h } = this.editor;
-    const most = Math.max(280, Math.round(window.innerHeight * 0.68));
+    const most = Math.max(280, Math.round(window.innerHeight * 0.55));
     this.box.style.height = `${Math.min(most, Math.max(240, Math.round((width * h) / w)))}px`;
     const ratio = window.devicePixelRatio || 1;
     const [across, down] = [this.box.clientWidth, this.box.clientHeight];

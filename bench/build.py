@@ -1,0 +1,175 @@
+"""How fast data sets are built: downloads, canny, what the executor itself costs, and a cluster beside one process.
+
+    python bench/build.py [--quick] [--json FILE]
+
+Downloads are those of `bench/downloads.py`. Canny goes from JPEG at 512 pixels to shards with both files. The executor
+is measured over simulated rows, a dozen columns and no picture, through three stages that do nothing; its memory is
+that of the process. Ray is begun on this machine, with a worker for each core; its start and that of its workers are
+told apart. The last line has the downloads a second.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from json import dumps
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psutil
+import tyro
+from annotate import SIDE, crops
+from downloads import download, memory, server
+from PIL import Image
+
+from controlnet.build.annotate import Annotate
+from controlnet.build.engine import Engine, Threads
+from controlnet.build.filters import Resolution, Sharpness
+from controlnet.build.pictures import inspected
+from controlnet.build.ray_engine import OnRay
+from controlnet.build.recipe import Recipe
+from controlnet.build.rows import Row, identify
+from controlnet.build.run import Report, build
+from controlnet.build.sinks import WebDataset
+from controlnet.build.sources import Files
+from controlnet.build.stage import Context, Source, Stage, Work
+from controlnet.data.workers import cores
+from controlnet.images import encoded
+
+SMALL = 64  # pixels a side of the pictures that cost little
+KNOWN = {
+    "caption": "simple bathroom, art deco interior design, marble floor, warm light",
+    "license": "CC-BY-4.0",
+    "sha256": "0" * 64,
+    "phash": "0" * 16,
+    "format": "jpg",
+    "width": 512,
+    "height": 512,
+    "similarity": 0.3,
+    "http_status": 200,
+    "attempts": 1,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulated(Source):
+    """Rows as a list of URLs gives them."""
+
+    count: int
+
+    def rows(self) -> Iterator[Row]:
+        for number in range(self.count):
+            url = f"https://example.org/{number}.jpg"
+            yield Row(identify(url), {"url": url, "source": f"urls.parquet:{number}", **KNOWN})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Small(Simulated):
+    """The same with pictures, few of which differ."""
+
+    def rows(self) -> Iterator[Row]:
+        pictures = [encoded(picture[:SMALL, :SMALL], "jpg") for picture in crops(16)]
+        seen = [inspected(Row("any"), picture) for picture in pictures]
+        for number, row in enumerate(super().rows()):
+            known = seen[number % len(seen)]
+            yield row.having(known.files, **known.values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nothing(Stage):
+    """What the executor does around a stage, alone."""
+
+    def setup(self, context: Context) -> Work:
+        return list
+
+
+CHEAP = {
+    "resolution": Resolution(min_side=SMALL),
+    "sharpness": Sharpness(least=0.0),
+    "annotate": Annotate(condition="canny", options={"detect_resolution": SMALL}),
+}
+
+
+def seconds(
+    source: Source,
+    stages: dict[str, Stage],
+    out: Path,
+    engine: Engine | None = None,
+    report: Report = lambda counts: None,
+) -> float:
+    """How long a build takes in which no row is lost."""
+    recipe = Recipe(source, tuple(stages.values()), WebDataset(), tuple(stages))
+    start = time.perf_counter()
+    built = build(recipe, out, engine=engine, report=report)
+    spent = time.perf_counter() - start
+    assert built.rows == built.counts["source"].came
+    return spent
+
+
+def executor(count: int, folder: Path) -> dict[str, float]:
+    """Milliseconds a row, and megabytes of the process after a tenth of the work and at most."""
+    process, seen = psutil.Process(), [0]
+    stages: dict[str, Stage] = {f"nothing-{number}": Nothing() for number in range(3)}
+
+    def note(_: object) -> None:
+        seen.append(max(seen[-1], process.memory_info().rss))
+
+    spent = seconds(Simulated(count=count), stages, folder / "executor", report=note)
+    return {"ms": 1000 * spent / count, "tenth MB": seen[len(seen) // 10] / 1e6, "whole MB": seen[-1] / 1e6}
+
+
+def canny_rate(count: int, folder: Path) -> float:
+    """Pictures a second from JPEG files to shards."""
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    for number, picture in enumerate(crops(count)):
+        Image.fromarray(picture).save(pictures / f"{number:05d}.jpg", quality=90)
+    return count / seconds(Files(path=pictures), {"annotate": Annotate(condition="canny")}, folder / "canny")
+
+
+def beside_ray(count: int, folder: Path) -> dict[str, float]:
+    """Seconds in this process and on a cluster of as many workers as cores, and for that to begin."""
+    threads = seconds(Small(count=count), CHEAP, folder / "threads", Threads(cores() + 1))
+    start = time.perf_counter()
+    cluster = OnRay(workers=cores())
+    seconds(Small(count=1024), CHEAP, folder / "first", cluster)
+    begun = time.perf_counter() - start
+    on_ray = seconds(Small(count=count), CHEAP, folder / "ray", cluster)
+    return {"threads": threads, "ray": on_ray, "ratio": on_ray / threads, "start": begun}
+
+
+def main(quick: bool = False, json: Path | None = None) -> None:
+    """Measure.
+
+    Args:
+        quick: Fewer rows, under three minutes.
+        json: Also write the figures to this file.
+    """
+    downloads, pictures, rows = (2_000, 600, 20_000) if quick else (10_000, 4_000, 100_000)
+    with TemporaryDirectory() as place:
+        folder = Path(place)
+        of_executor = executor(rows, folder)
+        print(
+            f"executor: {of_executor['ms']:.3f} ms a row; memory {of_executor['tenth MB']:.0f} MB after a tenth of "
+            f"{rows:,} rows, {of_executor['whole MB']:.0f} MB at most"
+        )
+        canny = canny_rate(pictures, folder)
+        print(f"canny at {SIDE}, from JPEG files to shards: {canny:.0f} pictures/s")
+        ray = beside_ray(5_000, folder)
+        print(
+            f"5,000 rows of small pictures: {ray['threads']:.1f} s in this process, {ray['ray']:.1f} s on Ray, ratio "
+            f"{ray['ratio']:.2f} (its start: {ray['start']:.1f} s)"
+        )
+        with server() as host:
+            download(host, 200, folder / "warm")
+            rate = downloads / download(host, downloads, folder / "downloads")
+            tenth, whole = (size / 1e6 for size in memory(host, rows, folder / "memory"))
+    print(f"downloads that fail: memory {tenth:.0f} MB after a tenth of {rows:,} rows, {whole:.0f} MB at most")
+    if json is not None:
+        of_downloads = {"rate": rate, "tenth MB": tenth, "whole MB": whole}
+        figures = {"executor": of_executor, "canny": canny, "ray": ray, "downloads": of_downloads}
+        json.write_text(dumps(figures, indent=2) + "\n", encoding="utf-8")
+    print(f"rate {rate:.0f}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
