@@ -6,11 +6,12 @@ import psutil
 import pytest
 
 from controlnet.studio.limits import LIMITS
+from controlnet.studio.server import SESSIONS
 from studio_server import asked, called, fetched, opened
 
 CLIENTS = 50
 JOBS = 300
-FIRST = 30  # jobs after which all is in memory that will be
+FIRST = SESSIONS + 16  # jobs after which all is in memory that will be
 GROWTH = 50 * 2**20  # bytes
 
 pytestmark = pytest.mark.slow

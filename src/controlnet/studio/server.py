@@ -11,6 +11,8 @@ from controlnet.studio.guard import LOCAL, Guard
 from controlnet.studio.limits import LIMITS
 from controlnet.studio.offer import Offer
 
+SESSIONS = 64  # that Gradio remembers; each holds a copy of the page's plan, and each call of a program is one
+
 
 @dataclass(frozen=True)
 class Door:
@@ -100,6 +102,7 @@ def serve(offer: Offer, door: Door) -> None:
             app_kwargs={"middleware": [guard]},
             theme=theme(),
             css_paths=STYLE,
+            state_session_capacity=SESSIONS,
             _frontend=False,  # else it asks itself for the page, and gives up where that takes over three seconds
         )
     except OSError as error:
