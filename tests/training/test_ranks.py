@@ -101,7 +101,8 @@ def test_two_processes_train_as_one_does_and_one_goes_on_with_the_order_of_two(
     step = checkpoints(two)[-1][0]
     for each in range(1, min(step, 4) + 1):
         assert distance(one, two, each) < 1e-3
-    config = make_config(circles, two, 5, gradient_accumulation_steps=2, resume_from_checkpoint="2", **OPTIONS)
+    same = {"base": str(base_folder), "dtype": "float32", **OPTIONS}
+    config = make_config(circles, two, 5, gradient_accumulation_steps=2, resume_from_checkpoint="2", **same)
     with unvalidated(), seen_samples() as seen_by_one:
         train_until(4, config, base)
     assert seen_by_one == seen[2:4]
