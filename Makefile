@@ -26,10 +26,10 @@ demo: $(READY)
 
 # two processes on two cores, a thread each: twice as fast as one with two threads
 test: $(READY) browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --dist loadfile -m 'not slow'
 
 test-all: $(READY) browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --dist loadfile
 
 # the tests of the web app drive a real Chromium: an installed one, else Debian's package where we may install it
 browser:
