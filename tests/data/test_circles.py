@@ -109,14 +109,14 @@ def test_a_stopped_run_leaves_whole_pictures_only_and_no_process(tmp_path: Path,
     arguments = ["data", "circles", str(folder), "--count", "100000", "--size", "128", "--processes", "2"]
     command = [sys.executable, "-m", "controlnet", *arguments]
     running = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
-    wait_until(lambda: len(list(folder.glob("target/*.png"))) > 20)
+    wait_until(lambda: len(list(folder.glob("target/[!.]*.png"))) > 20)
     if number == signal.SIGINT:
         os.killpg(running.pid, number)  # as a terminal does
     else:
         running.kill()
     running.communicate(timeout=20)
     wait_until(lambda: not group_lives(running.pid))
-    pictures = list(folder.glob("*/*.png"))
+    pictures = list(folder.glob("*/[!.]*.png"))  # what a killed process had not finished has a hidden name
     assert all(decode(path).shape == (128, 128, 3) for path in pictures[:50])
     assert not (folder / "prompt.json").exists()
     if number == signal.SIGINT:
