@@ -8,6 +8,7 @@ Pictures are kept: what is there is not made again, so a killed evaluation goes 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -168,37 +169,33 @@ def _make_missing(
     batch_size: int,
     progress: Progress | None,
 ) -> None:
-    """Row i with seed + i, with control and without."""
-    missing = [(side, row) for side in SIDES for row in rows if not is_whole_png(_path(out, side, row))]
-    done = 2 * len(rows) - len(missing)
-    for together in _of_one_size(pairs, missing, batch_size):
-        side, numbers = together[0][0], [row for _, row in together]
-        samples = [pairs.raw(row) for row in numbers]
-        units = [Unit(control, [hint for _, hint, _ in samples])] if side == "with" else []
-        size, prompts = samples[0][0].shape[:2], [prompt for _, _, prompt in samples]
-        pixels = generate_pixels(
-            base, prompts, [seed + row for row in numbers], units, settings, (size[0], size[1]), batch_size
-        )
-        for row, picture in zip(numbers, pixels, strict=True):
-            encode_png(picture, _path(out, side, row))
-        done += len(together)
+    """Row i with seed + i, with control and without.
+
+    Of neighbours that are made together all are made again if one is missing, though only that one is written: what
+    else is in a batch decides how its pictures are rounded.
+    """
+    done = 0
+    for side, start in product(SIDES, range(0, len(rows), batch_size)):
+        batch = rows[start : start + batch_size]
+        missing = {row for row in batch if not is_whole_png(_path(out, side, row))}
+        for together in _of_one_size(pairs, batch) if missing else ():
+            samples = [pairs.raw(row) for row in together]
+            units = [Unit(control, [hint for _, hint, _ in samples])] if side == "with" else []
+            (height, width), prompts = samples[0][0].shape[:2], [prompt for _, _, prompt in samples]
+            seeds = [seed + row for row in together]
+            pixels = generate_pixels(base, prompts, seeds, units, settings, (height, width), batch_size)
+            for row, picture in zip(together, pixels, strict=True):
+                if row in missing:
+                    encode_png(picture, _path(out, side, row))
+        done += len(batch)
         if progress:
             progress(done, 2 * len(rows))
 
 
-def _of_one_size(pairs: Pairs, missing: Sequence[tuple[str, int]], batch_size: int) -> Iterator[list[tuple[str, int]]]:
-    """Neighbours of one side and one size, at most `batch_size`."""
-    together: list[tuple[str, int]] = []
-    key = None
-    for side, row in missing:
-        now = side, pairs.raw(row)[0].shape
-        if together and (now != key or len(together) == batch_size):
-            yield together
-            together = []
-        together.append((side, row))
-        key = now
-    if together:
-        yield together
+def _of_one_size(pairs: Pairs, rows: Sequence[int]) -> Iterator[list[int]]:
+    """Neighbours whose pictures are equally large."""
+    for _, together in groupby(rows, key=lambda row: pairs.raw(row)[0].shape):
+        yield list(together)
 
 
 def _grid(pairs: Pairs, rows: Sequence[int], out: Path) -> Rgb:
