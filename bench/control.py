@@ -6,19 +6,16 @@ Theirs trains as diffusers' train_controlnet.py does: it encodes pictures and pr
 and tokens in memory; ours encodes them once, before. The last line has their time over ours: above 1, ours is faster.
 """
 
-import time
-from collections.abc import Callable
 from json import dumps
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 import tyro
-from diffusers import ControlNetModel, DDIMScheduler, DDPMScheduler, StableDiffusionControlNetPipeline
-from PIL import Image
-from torch import Tensor, nn
+from diffusers import DDPMScheduler
+from measure import hint, in_turns, loud, pipeline_of, their_unet, twin
+from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from controlnet.base import Base, open_base, tokenize
@@ -35,36 +32,6 @@ from controlnet.training.module import ControlNetModule
 
 PAIRS, BATCH, LEARNING_RATE = 64, 16, 1e-3
 PROMPT, SAMPLING_STEPS, GUIDANCE_SCALE = "cyan circle with pink background", 20, 9.0
-WARM_UP = 2  # rounds whose time does not count
-
-Call = Callable[[int], Any]  # round -> a number or a picture on the CPU, so a GPU has been waited for
-
-
-def in_turns(
-    ours: Call, theirs: Call, rounds: int, warm_up: int = WARM_UP
-) -> tuple[list[tuple[Any, Any]], dict[str, float]]:
-    """What both give, round after round, each first in every other; and their median seconds."""
-    results, seconds = {ours: [], theirs: []}, {ours: [], theirs: []}
-    for number in range(warm_up + rounds):
-        for call in (ours, theirs) if number % 2 else (theirs, ours):
-            start = time.perf_counter()
-            results[call].append(call(number))
-            seconds[call].append(time.perf_counter() - start)
-    mine, peers = (median(seconds[call][warm_up:]) for call in (ours, theirs))
-    pairs = list(zip(results[ours], results[theirs], strict=True))
-    return pairs, {"ours": mine, "theirs": peers, "ratio": peers / mine}
-
-
-def twin(base: Base, control: ControlNet) -> ControlNetModel:
-    """diffusers' ControlNet with the same hint encoder and zero convolutions; the rest of both copies the base."""
-    model = ControlNetModel.from_unet(base.unet)
-    model.controlnet_down_blocks.load_state_dict(control.zero_convs.state_dict())
-    model.controlnet_mid_block.load_state_dict(control.zero_conv_middle.state_dict())
-    hint_encoders = (model.controlnet_cond_embedding, control.hint_encoder)
-    convs = [[layer for layer in each.modules() if isinstance(layer, nn.Conv2d)] for each in hint_encoders]
-    for theirs, ours in zip(*convs, strict=True):
-        theirs.load_state_dict(ours.state_dict())
-    return model.to(base.device)
 
 
 def learn(loss: Tensor, optimizer: torch.optim.Optimizer) -> float:
@@ -85,7 +52,7 @@ def compare_training(base: Base, rounds: int) -> tuple[dict[str, float], str]:
     encoded = Batch(*base.encode_moments(pixels), base.encode_prompts(captions), hints)
     module = ControlNetModule(base, LEARNING_RATE).to(base.device)
     optimizer = module.configure_optimizers()
-    model = twin(base, module.control).requires_grad_(True)
+    model, unet = twin(base, module.control).requires_grad_(True), their_unet(base)
     their_optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     scheduler = DDPMScheduler.from_config(base.scheduler_config)
 
@@ -106,7 +73,7 @@ def compare_training(base: Base, rounds: int) -> tuple[dict[str, float], str]:
         noisy = scheduler.add_noise(latent, noise.noise_bchw, noise.timestep_b)
         heard = (noisy, noise.timestep_b, base.text_encoders[0](tokens[rows], return_dict=False)[0])
         skips, middle = model(*heard, controlnet_cond=hints[rows], return_dict=False)
-        prediction = base.unet(
+        prediction = unet(
             *heard, down_block_additional_residuals=skips, mid_block_additional_residual=middle, return_dict=False
         )[0]
         return learn(mse_loss(prediction, noise.noise_bchw), their_optimizer)
@@ -118,25 +85,20 @@ def compare_training(base: Base, rounds: int) -> tuple[dict[str, float], str]:
 
 def compare_generation(base: Base, rounds: int) -> tuple[dict[str, float], str]:
     """The same picture by both, under a control with random weights; and how far the pictures are apart."""
-    control = ControlNet.from_base(base.unet).requires_grad_(False)
-    for conv in (*control.zero_convs, control.zero_conv_middle, control.hint_encoder[-1]):
-        nn.init.normal_(conv.weight, std=0.02)  # loud enough to be seen
-    parts = {"unet": base.unet, "vae": base.vae, "text_encoder": base.text_encoders[0], "tokenizer": base.tokenizers[0]}
-    parts |= {"scheduler": DDIMScheduler.from_config(base.scheduler_config), "controlnet": twin(base, control)}
-    parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    pipeline = StableDiffusionControlNetPipeline(**parts)
-    pipeline.set_progress_bar_config(disable=True)
-    hint = Image.fromarray(ring(draw_circle(0, 0)[0], base.resolution, 2))
+    control = loud(ControlNet.from_base(base.unet))
+    pipeline, ring_to_fill = pipeline_of(base, twin(base, control)), hint(base.resolution)
     shape_chw = (base.unet.config.in_channels, base.unet.config.sample_size, base.unet.config.sample_size)
 
     def ours(seed: int, strength: float = 1.0) -> Any:
-        units = [Unit(control, hint, strength)]
+        units = [Unit(control, ring_to_fill, strength)]
         [picture] = generate(base, PROMPT, units, steps=SAMPLING_STEPS, guidance_scale=GUIDANCE_SCALE, seed=seed)
         return np.asarray(picture, int)
 
     def theirs(seed: int) -> Any:
         noise = initial_noise([seed], shape_chw).to(base.device)
-        picture = pipeline(PROMPT, hint, None, None, SAMPLING_STEPS, guidance_scale=GUIDANCE_SCALE, latents=noise)
+        picture = pipeline(
+            PROMPT, ring_to_fill, None, None, SAMPLING_STEPS, guidance_scale=GUIDANCE_SCALE, latents=noise
+        )
         return np.asarray(picture.images[0], int)
 
     pictures, figures = in_turns(ours, theirs, rounds)

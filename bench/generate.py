@@ -3,38 +3,33 @@
     python bench/generate.py [--quick] [--json FILE]
 
 Weights are random, which cost the same time as trained ones. Both sides have equal weights, prompts, noise, scheduler,
-steps and precision (bfloat16), diffusers its best settings: channels last, AttnProcessor2_0, no progress bar. A row's
-errors are of the last latent against the same sampling in float32, and the bench fails where ours exceeds theirs. Peak
+steps and precision, diffusers its best settings: channels last, AttnProcessor2_0, no progress bar. The precision is
+bfloat16 where the processor multiplies it, else float32, then over fewer steps. A row's errors are of the last latent
+against the same sampling in float32, or that of float32 in float64, and the bench fails where ours exceeds theirs. Peak
 memory is that of a process of its own for each side. Seconds are the processor's where `cpu` says so, which others on
 the machine disturb less. The last line is for 512: their time over ours, our memory over theirs.
 """
 
-import copy
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from json import dumps
 from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import tyro
-from control import in_turns, twin
-from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionControlNetPipeline, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor2_0
-from PIL import Image
-from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+from measure import cpu_precision, hint, in_own_process, in_turns, loud, peak, pipeline_of, true_size, twin
+from torch import Tensor
 
 from controlnet.base import Base, open_base
 from controlnet.checkpoints.control_file import load_control
 from controlnet.control import ControlNet
-from controlnet.data.circles import draw_circle, ring
 from controlnet.generation.batch import sample_batch
 from controlnet.generation.pipeline import generate
 from controlnet.generation.request import Request
@@ -43,14 +38,10 @@ from controlnet.generation.sampling import initial_noise
 from controlnet.generation.settings import Settings
 from controlnet.generation.unit import Unit
 from controlnet.generation.voices import Voice
-from controlnet.speed import suit
 
-PROMPT, NEGATIVE, GUIDANCE_SCALE, STEPS = "cyan circle with pink background", "square", 9.0, 2
-SD15 = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}  # the rest is the class's default
-SD15_TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+PROMPT, NEGATIVE, GUIDANCE_SCALE = "cyan circle with pink background", "square", 9.0
 COLD_START, SINGLE, SIXTEEN = 6.0, 1.0, 6.0  # seconds that the embedded base may take
 Side = Literal["ours", "theirs"]
-Pipeline = StableDiffusionControlNetPipeline
 
 
 @dataclass(frozen=True)
@@ -61,82 +52,80 @@ class Row:
     end: float
     target: float
     rounds: int
+    steps: int = 2
+    warm_up: int = 1
+    judged: bool = True
+    """Whether its errors are measured, which costs as much again."""
 
 
 ROWS = {"512": Row(512, 1.0, 1.4, 3), "256": Row(256, 1.0, 1.3, 7), "512, window 0-50%": Row(512, 0.5, 1.6, 3)}
 
 
-def true_size() -> Base:
-    """As large as SD 1.5, with random weights in bfloat16; the VAE is the embedded base's and takes no part."""
-    small = open_base(dtype="bfloat16", device="cpu")
-    tokenizer = small.tokenizers[0]
-    torch.set_default_dtype(torch.bfloat16)
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(**SD15).requires_grad_(False)
-    ids = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
-    text = CLIPTextModel(CLIPTextConfig(**SD15_TEXT, **ids))
-    torch.set_default_dtype(torch.float32)
-    suit(unet)
-    return Base(unet, small.vae, [text], small.tokenizers, small.scheduler_config, "sd1", "random")
-
-
-def loud(control: ControlNet) -> ControlNet:
-    """With zero convolutions that are heard."""
-    for conv in (*control.zero_convs, control.zero_conv_middle, control.hint_encoder[-1]):
-        nn.init.normal_(conv.weight, std=0.02)
-    return control.requires_grad_(False)
-
-
-def pipeline_of(base: Base, controlnet: ControlNetModel) -> Pipeline:
-    """diffusers', whose U-Net shares the weights of ours and computes in diffusers' own way."""
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(base.unet.config)
-    unet.load_state_dict(base.unet.state_dict(), assign=True)
-    for model in (unet, controlnet):
-        model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        model.set_attn_processor(AttnProcessor2_0())
-    parts = {"unet": unet, "controlnet": controlnet.to(base.dtype), "vae": base.vae, "tokenizer": base.tokenizers[0]}
-    parts |= {"text_encoder": base.text_encoders[0], "scheduler": DDIMScheduler.from_config(base.scheduler_config)}
-    pipeline = Pipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def hint(side: int) -> Image.Image:
-    return Image.fromarray(ring(draw_circle(0, 0)[0], side, 2))
+def rows_of(quick: bool) -> dict[str, Row]:
+    """What there is time for: in float32 a step at 512 takes ten seconds."""
+    if not quick:
+        return ROWS
+    if cpu_precision() == torch.bfloat16:
+        return {name: replace(row, rounds=2, warm_up=0) for name, row in ROWS.items()}
+    return {
+        "512": replace(ROWS["512"], rounds=1, steps=1, warm_up=0, judged=False),
+        "256": replace(ROWS["256"], rounds=2, warm_up=0),
+        "512, window 0-50%": replace(ROWS["512, window 0-50%"], rounds=1, warm_up=0, judged=False),
+    }
 
 
 @torch.inference_mode()
 def our_latent(base: Base, control: ControlNet, row: Row, seed: int) -> Tensor:
-    settings = Settings(STEPS, GUIDANCE_SCALE, "ddim", NEGATIVE)
+    settings = Settings(row.steps, GUIDANCE_SCALE, "ddim", NEGATIVE)
     units, size = [Unit(control, hint(row.side), end=row.end)], (row.side, row.side)
     request = Request(base, [PROMPT], [seed], units, settings, size, None, None, 1)
-    voices = [Voice.of_unit(unit, size, STEPS) for unit in units]
+    voices = [Voice.of_unit(unit, size, row.steps) for unit in units]
     return sample_batch(request, [0], voices, None, Stopwatch(), None)
 
 
-def their_latent(pipeline: Pipeline, row: Row, seed: int) -> Tensor:
+def their_latent(pipeline: StableDiffusionControlNetPipeline, row: Row, seed: int) -> Tensor:
     noise_bchw = initial_noise([seed], (4, row.side // 8, row.side // 8)).to(pipeline.unet.dtype)
     how = {"guidance_scale": GUIDANCE_SCALE, "negative_prompt": NEGATIVE, "control_guidance_end": row.end}
-    return pipeline(PROMPT, hint(row.side), None, None, STEPS, latents=noise_bchw, output_type="latent", **how).images
+    ring = hint(row.side)
+    return pipeline(PROMPT, ring, None, None, row.steps, latents=noise_bchw, output_type="latent", **how).images
 
 
-def compare(row: Row, quick: bool, base: Base, control: ControlNet, pipeline: Pipeline) -> dict[str, float]:
+def precise_latents(base: Base, control: ControlNet, rows: dict[str, Row]) -> dict[str, Tensor]:
+    """What each row that is judged should give; the models are as they were after it, for all that they hold fits."""
+    models, wanted = (base.unet, base.text_encoders[0], control), torch.promote_types(base.dtype, torch.float32)
+    given = base.dtype
+    precise = torch.float64 if given == torch.float32 else wanted
+    for model in models:
+        model.to(precise)
+    latents = {name: our_latent(base, control, row, 0) for name, row in rows.items() if row.judged}
+    for model in models:
+        model.to(given)
+    return latents
+
+
+def compare(
+    row: Row, base: Base, control: ControlNet, pipeline: StableDiffusionControlNetPipeline, wanted: Tensor | None
+) -> dict[str, float | None]:
     """Seconds, ratio and errors of a row."""
     spent = {"ours": list[float](), "theirs": list[float]()}
     ours = partial(_on_processor, partial(our_latent, base, control, row), spent["ours"])
     theirs = partial(_on_processor, partial(their_latent, pipeline, row), spent["theirs"])
-    latents, figures = in_turns(ours, theirs, 2 if quick else row.rounds, warm_up=0 if quick else 1)
-    precise = copy.copy(base)
-    precise.unet, precise.text_encoders = (
-        copy.deepcopy(base.unet).float(),
-        [copy.deepcopy(base.text_encoders[0]).float()],
-    )
-    precise.__post_init__()
-    wanted = our_latent(precise, copy.deepcopy(control).float(), row, 0)
-    mine, peers = (((latent.float() - wanted).norm() / wanted.norm()).item() for latent in latents[0])
+    latents, figures = in_turns(ours, theirs, row.rounds, row.warm_up)
+    errors = [None if wanted is None else error_of(latent, wanted) for latent in latents[0]]
     processor = min(spent["theirs"]) / min(spent["ours"])
-    return {**figures, "cpu ratio": processor, "our error": mine, "their error": peers, "target": row.target}
+    return {
+        **figures,
+        "cpu ratio": processor,
+        "our error": errors[0],
+        "their error": errors[1],
+        "target": row.target,
+        "steps": row.steps,
+    }
+
+
+def error_of(latent: Tensor, wanted: Tensor) -> float:
+    """Norm of what is wrong, as a part of the norm of what is wanted."""
+    return ((latent.double() - wanted.double()).norm() / wanted.double().norm()).item()
 
 
 def _on_processor(call: Callable[[int], Tensor], spent: list[float], number: int) -> Tensor:
@@ -171,20 +160,14 @@ def _seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def use_memory(side: Side) -> None:
+def use_memory(side: Side, steps: int) -> None:
     """One sampling at 512 by one side, in this process; prints its peak in bytes."""
-    base, row = true_size(), ROWS["512"]
+    base, row = true_size(), replace(ROWS["512"], steps=steps)
     if side == "ours":
         our_latent(base, loud(ControlNet.from_base(base.unet)), row, 0)
     else:
         their_latent(pipeline_of(base, ControlNetModel.from_unet(base.unet).to(base.dtype)), row, 0)
-    print(getrusage(RUSAGE_SELF).ru_maxrss * 1024)
-
-
-def peak_of(side: Side) -> int:
-    """Of memory, in bytes, in a process of its own."""
-    command = [sys.executable, __file__, "--memory-of", side]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    print(peak())
 
 
 def main(quick: bool = False, json: Path | None = None, memory_of: Side | None = None) -> None:
@@ -195,35 +178,46 @@ def main(quick: bool = False, json: Path | None = None, memory_of: Side | None =
         json: Also write the figures to this file.
         memory_of: Only sample once, by this side, and print the peak of memory.
     """
+    rows = rows_of(quick)
     if memory_of is not None:
-        use_memory(memory_of)
+        use_memory(memory_of, rows["512"].steps)
         return
-    memory = {side: peak_of(side) for side in ("ours", "theirs")}  # first: nothing else is in memory yet
+    asked = ["--quick"] * quick
+    memory: dict[str, int] = {  # first: nothing else is in memory yet
+        side: in_own_process(__file__, "--memory-of", side, *asked) for side in ("ours", "theirs")
+    }
     seconds = embedded_seconds(1 if quick else 5)
     base = true_size()
     control = loud(ControlNet.from_base(base.unet))
+    wanted = precise_latents(base, control, rows)
     pipeline = pipeline_of(base, twin(base, control))
-    rows = {name: compare(row, quick, base, control, pipeline) for name, row in ROWS.items()}
-    show(rows, seconds, memory)
+    figures = {name: compare(row, base, control, pipeline, wanted.get(name)) for name, row in rows.items()}
+    show(figures, seconds, memory)
     if json is not None:
-        json.write_text(dumps({"rows": rows, "seconds": seconds, "memory": memory}, indent=2) + "\n", encoding="utf-8")
-    print(f"ratio {rows['512']['ratio']:.2f} memory {memory['ours'] / memory['theirs']:.2f}")
-    worse = [name for name, row in rows.items() if row["our error"] > row["their error"]]
+        told = {"precision": str(base.dtype), "rows": figures, "seconds": seconds, "memory": memory}
+        json.write_text(dumps(told, indent=2) + "\n", encoding="utf-8")
+    print(f"ratio {figures['512']['ratio']:.2f} memory {memory['ours'] / memory['theirs']:.2f}")
+    worse = [name for name, it in figures.items() if name in wanted and it["our error"] > it["their error"]]
     if worse:
         sys.exit(f"our error is above diffusers' in: {', '.join(worse)}")
 
 
-def show(rows: dict[str, dict[str, float]], seconds: dict[str, tuple[float, float]], memory: dict[Side, int]) -> None:
-    print(f"bfloat16, {STEPS} steps, {torch.get_num_threads()} threads")
-    print(f"{'':<18}{'ours':>9}{'diffusers':>11}{'ratio':>7}{'cpu':>6}{'target':>8}{'our error':>12}{'theirs':>9}")
+def show(rows: dict[str, dict[str, Any]], seconds: dict[str, tuple[float, float]], memory: dict[str, int]) -> None:
+    precision = str(cpu_precision()).removeprefix("torch.")
+    print(f"{precision}, which this processor is fastest in; {torch.get_num_threads()} threads")
+    print(
+        f"{'':<18}{'steps':>6}{'ours':>9}{'diffusers':>11}{'ratio':>7}{'cpu':>6}{'target':>8}{'our error':>12}"
+        f"{'theirs':>10}"
+    )
     for name, it in rows.items():
+        errors = [f"{it[whose]:.2g}" if it[whose] is not None else "-" for whose in ("our error", "their error")]
         print(
-            f"{name:<18}{it['ours']:>7.2f} s{it['theirs']:>9.2f} s{it['ratio']:>7.2f}{it['cpu ratio']:>6.2f}"
-            f"{it['target']:>8.1f}{it['our error']:>12.4f}{it['their error']:>9.4f}"
+            f"{name:<18}{it['steps']:>6}{it['ours']:>7.2f} s{it['theirs']:>9.2f} s{it['ratio']:>7.2f}"
+            f"{it['cpu ratio']:>6.2f}{it['target']:>8.1f}{errors[0]:>12}{errors[1]:>10}"
         )
-    print(f"{'memory at 512':<18}{memory['ours'] / 1e9:>6.2f} GB{memory['theirs'] / 1e9:>8.2f} GB")
+    print(f"{'memory at 512':<18}{memory['ours'] / 1e9:>12.2f} GB{memory['theirs'] / 1e9:>8.2f} GB")
     for name, (taken, most) in seconds.items():
-        print(f"{name:<18}{taken:>7.2f} s   embedded base; target {most:.0f} s")
+        print(f"{name:<18}{taken:>13.2f} s   embedded base; target {most:.0f} s")
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
+from diffusers import ControlNetModel, DDPMScheduler
 from diffusers.models.attention_processor import AttnProcessor2_0
 from lightning.pytorch import Callback
-from measure import free_memory, in_own_process, loud, peak, true_size
+from measure import free_memory, in_own_process, loud, peak, their_unet, true_size
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
@@ -148,15 +148,6 @@ def train_ours(work: Path, size: Size, steps: int) -> Figures:
         trainer.callbacks += [observe]  # type: ignore[attr-defined]  # it is a list
         trainer.fit(module, loader(steps_of(config, base, pairs), 0))
     return replace(observe.figures, cache=cache)
-
-
-def their_unet(base: Base) -> UNet2DConditionModel:
-    """With the weights of the base's, computing in diffusers' own way."""
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(base.unet.config)
-    unet.load_state_dict(base.unet.state_dict(), assign=True)
-    unet.set_attn_processor(AttnProcessor2_0())
-    return unet.requires_grad_(False)
 
 
 def train_theirs(work: Path, size: Size, steps: int) -> Figures:
