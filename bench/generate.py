@@ -91,10 +91,9 @@ def their_latent(pipeline: StableDiffusionControlNetPipeline, row: Row, seed: in
 
 
 def precise_latents(base: Base, control: ControlNet, rows: dict[str, Row]) -> dict[str, Tensor]:
-    """What each row that is judged should give; the models are as they were after it, for all that they hold fits."""
-    models, wanted = (base.unet, base.text_encoders[0], control), torch.promote_types(base.dtype, torch.float32)
-    given = base.dtype
-    precise = torch.float64 if given == torch.float32 else wanted
+    """What each judged row should give: sampled in the next higher precision, after which the models are as they were."""
+    models, given = (base.unet, base.text_encoders[0], control), base.dtype
+    precise = torch.float64 if given == torch.float32 else torch.float32
     for model in models:
         model.to(precise)
     latents = {name: our_latent(base, control, row, 0) for name, row in rows.items() if row.judged}
