@@ -91,7 +91,7 @@ def their_latent(pipeline: StableDiffusionControlNetPipeline, row: Row, seed: in
 
 
 def precise_latents(base: Base, control: ControlNet, rows: dict[str, Row]) -> dict[str, Tensor]:
-    """What each judged row should give: sampled in the next higher precision, after which the models are as they were."""
+    """What each judged row should give, sampled in the next higher precision; the models come back as they were."""
     models, given = (base.unet, base.text_encoders[0], control), base.dtype
     precise = torch.float64 if given == torch.float32 else torch.float32
     for model in models:
