@@ -11,6 +11,7 @@ from controlnet.studio.guard import LOCAL, Guard
 from controlnet.studio.limits import LIMITS
 from controlnet.studio.offer import Offer
 
+UPLOADS = Path(__file__).with_name("uploads.js")
 SESSIONS = 64  # that Gradio remembers; each holds a copy of the page's plan, and each call of a program is one
 
 
@@ -65,6 +66,12 @@ def _shown(offer: Offer) -> list[Path]:
     return [offer.out / "pictures", offer.out / "runs", *(run / "samples" for run in offer.given_runs.values())]
 
 
+def _head() -> str:
+    """What the page does before all else: it tells of a file that is too large for an upload."""
+    script = UPLOADS.read_text(encoding="utf-8")
+    return f"<script>{script}refuseFilesOver({LIMITS.file_bytes});</script>"
+
+
 def serve(offer: Offer, door: Door) -> None:
     """Until Ctrl-C or SIGTERM. Trainings that it has started go on."""
     # before Gradio is imported: it reads these once. Uploads stay in the studio's own folder
@@ -102,6 +109,7 @@ def serve(offer: Offer, door: Door) -> None:
             app_kwargs={"middleware": [guard]},
             theme=theme(),
             css_paths=STYLE,
+            head=_head(),
             state_session_capacity=SESSIONS,
             _frontend=False,  # else it asks itself for the page, and gives up where that takes over three seconds
         )
