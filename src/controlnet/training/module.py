@@ -17,6 +17,7 @@ from controlnet.control import ControlNet, Prompt, predict
 from controlnet.training.averages import Average
 from controlnet.training.checkpoint import like
 from controlnet.training.computation import checkpoint_gradients
+from controlnet.training.convolutions import quicken
 from controlnet.training.loss import Batch, Draw, denoising_loss
 from controlnet.training.optimizers import ADAMW, Optimization
 from controlnet.training.pictures import encode_pictures
@@ -63,6 +64,7 @@ class ControlNetModule(LightningModule):
         # trained weights stay float32 whatever the base's precision: small steps would be rounded away
         self.control.to(dtype=torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.control.train()
+        quicken(base.unet, self.control)
         require_gradients(self.control, with_decoder=sd_unlocked)
         if gradient_checkpointing:
             checkpoint_gradients(self.control, base.decoder)

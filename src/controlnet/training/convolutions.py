@@ -1,0 +1,109 @@
+"""Convolutions of few positions with gradients, as matrix products: the same numbers, but for rounding, sooner.
+
+At 8x8 positions and fewer torch spends most of its time on putting the weights in another order, three times in a step:
+forward, for the input's gradient and for the weights'. Weights that are channels last are a matrix as they lie.
+
+Shapes: b batch, c channels, o channels of the output, h w size, n positions of the output (b h w), k taps.
+"""
+
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
+
+from controlnet.speed import QuickConv2d
+
+FEW = 128  # positions: up to two pictures of 8x8; a forward pass of four is no faster than torch's
+
+
+def quicken(*models: nn.Module) -> None:
+    """Let the models' convolutions be as quick as they can, with gradients and without."""
+    for model in models:
+        for module in model.modules():
+            if type(module) is nn.Conv2d:
+                module.__class__ = TrainedConv2d
+
+
+class TrainedConv2d(QuickConv2d):
+    """A convolution that is a matrix product, in both directions, where it has few positions.
+
+    In float32 on a CPU alone; elsewhere it is torch's, or, without gradients, the quick one.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self._suits(input):
+            out_bohw: Tensor = Product.apply(input, self.weight, self.bias, self.stride[0])  # type: ignore[no-untyped-call]
+            return out_bohw
+        return super().forward(input)  # where gradients are wanted that is torch's own
+
+    def _suits(self, x_bchw: Tensor) -> bool:
+        positions = x_bchw.numel() // (x_bchw.shape[1] * self.stride[0] * self.stride[1])
+        return (
+            x_bchw.device.type == "cpu"
+            and x_bchw.dtype == self.weight.dtype == torch.float32
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.compiler.is_compiling()
+            and positions <= FEW
+            and positions < self.out_channels
+            and self.kernel_size == (3, 3)
+            and self.padding == self.dilation == (1, 1)
+            and self.stride[0] == self.stride[1]
+            and self.groups == 1
+            and self.padding_mode == "zeros"
+        )
+
+
+class Product(torch.autograd.Function):
+    """The convolution of 3x3 taps with a frame of one zero; gradients are computed of what wants them alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x_bchw: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+        ctx.stride, ctx.shape = stride, x_bchw.shape
+        ctx.save_for_backward(x_bchw if weight.requires_grad else None, weight)
+        around_bhwkc = neighbours(x_bchw, stride)
+        weight_ko = as_matrix(weight).T
+        around_nk = around_bhwkc.reshape(-1, len(weight_ko))
+        out_no = around_nk @ weight_ko if bias is None else torch.addmm(bias, around_nk, weight_ko)
+        return out_no.view(*around_bhwkc.shape[:3], -1).permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_bohw: Tensor) -> tuple[Tensor | None, ...]:
+        x_bchw, weight = ctx.saved_tensors
+        gradient_bhwo = gradient_bohw.permute(0, 2, 3, 1)
+        gradient_no = gradient_bhwo.reshape(-1, gradient_bhwo.shape[-1])
+        of_x = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            around_nk = gradient_no @ as_matrix(weight)
+            of_x = add_up(around_nk.view(*gradient_bhwo.shape[:3], 3, 3, -1), ctx.shape, ctx.stride)
+        if ctx.needs_input_grad[1]:
+            around_nk = neighbours(x_bchw, ctx.stride).reshape(len(gradient_no), -1)
+            of_weight = (gradient_no.T @ around_nk).view(weight.shape[0], 3, 3, -1).permute(0, 3, 1, 2)
+        if ctx.needs_input_grad[2]:
+            of_bias = gradient_no.sum(0)
+        return of_x, of_weight, of_bias, None
+
+
+def as_matrix(weight: Tensor) -> Tensor:
+    """Outputs by taps and channels, (o, kc): a view of weights that are channels last."""
+    return weight.permute(0, 2, 3, 1).flatten(1)
+
+
+def neighbours(x_bchw: Tensor, stride: int) -> Tensor:
+    """What the taps see from each position of the output (b, h, w, 3, 3, c): a view of a framed copy."""
+    framed_bhwc = pad(x_bchw.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).contiguous()
+    return framed_bhwc.unfold(1, 3, stride).unfold(2, 3, stride).permute(0, 1, 2, 4, 5, 3)
+
+
+def add_up(around_bhwkkc: Tensor, shape: torch.Size, stride: int) -> Tensor:
+    """Transpose of `neighbours`: what the taps say of each position, added up to the input's shape (b, c, h, w)."""
+    batch, channels, height, width = shape
+    out_height, out_width = around_bhwkkc.shape[1:3]
+    framed_bhwc = around_bhwkkc.new_zeros(batch, height + 2, width + 2, channels)
+    for row, column in product(range(3), repeat=2):
+        seen_bhwc = framed_bhwc[:, row::stride, column::stride][:, :out_height, :out_width]
+        seen_bhwc += around_bhwkkc[:, :, :, row, column]
+    return framed_bhwc[:, 1:-1, 1:-1].permute(0, 3, 1, 2)
