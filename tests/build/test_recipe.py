@@ -1,10 +1,17 @@
 """Recipes: what TOML says becomes a checked build, or all that is wrong is told at once."""
 
+import re
+from dataclasses import fields
+from pathlib import Path
+
 import pytest
 
 from controlnet.build.filters import Resize
 from controlnet.build.recipe import read_recipe
+from controlnet.build.table import STAGES, load
 from controlnet.errors import UserError
+
+PAGE = Path(__file__).parents[2] / "docs" / "build.md"
 
 GOOD = """
 shard_size = 10
@@ -88,3 +95,14 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path):
 def test_a_file_that_is_no_toml_is_refused_by_name(tmp_path, text):
     with pytest.raises(UserError, match="recipe.toml: cannot be read as TOML"):
         read(tmp_path, text)
+
+
+def test_the_page_tells_the_options_of_every_stage_and_their_true_defaults():
+    section = PAGE.read_text().partition("## Stages")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", section, flags=re.MULTILINE)
+    assert {kind for kind, _ in rows} == set(STAGES)
+    for kind, options in rows:
+        defaults = {field.name: field.default for field in fields(load(STAGES, kind, "stage"))}
+        told = re.findall(r"`(\w+)(?:\.\w+)?`(?: \(([\d.]+))?", re.sub(r"\((`[^)]*)\)", "", options))
+        assert {name for name, _ in told} <= set(defaults), kind
+        assert all(float(value) == defaults[name] for name, value in told if value), kind
