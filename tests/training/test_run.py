@@ -13,7 +13,9 @@ from controlnet.data.pairs import Pairs
 from controlnet.errors import UserError
 from controlnet.training import run as running
 from controlnet.training.checkpoint import checkpoint_path, checkpoints
-from controlnet.training.run import train
+from controlnet.training.config import TrainConfig
+from controlnet.training.ranks import Ranks
+from controlnet.training.run import open_all, train
 from tiny_runs import at_step, make_config
 
 
@@ -66,6 +68,13 @@ def test_a_run_writes_what_its_user_looks_for(base: Base, circles: Path, tmp_pat
     last = load_file(checkpoint_path(out, 4))
     for name, tensor in control.state_dict().items():
         assert torch.equal(tensor, last[f"/state_dict/control.{name}"]), name
+
+
+def test_epochs_are_of_the_pairs_that_are_trained_on(base: Base, circles: Path, tmp_path: Path) -> None:
+    # 24 pairs, of which 6 are held out unless others are named
+    for others, steps in (({}, 9), ({"validation_data": circles}, 12)):
+        config = TrainConfig(data=circles, out=tmp_path, num_train_epochs=2, train_batch_size=4, device="cpu", **others)
+        assert open_all(config, Ranks.find(1, 1), base=base)[0].max_train_steps == steps
 
 
 def test_the_base_stays_as_it_was(base_folder: Path, circles: Path, tmp_path: Path) -> None:

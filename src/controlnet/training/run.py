@@ -112,8 +112,13 @@ def open_all(
         raise UserError(f"base {base.source} was made for inpainting; controls are trained on plain bases")
     set_up(base, config)
     config = replace(resolved(config, base), devices=ranks.devices, num_nodes=ranks.nodes)
-    config = with_steps(config, len(dataset))
+    config = with_steps(config, _trained_on(config, len(dataset)))
     return config, dataset, base
+
+
+def _trained_on(config: TrainConfig, pairs: int) -> int:
+    """Pairs of an epoch: all but the held-out ones, which are not among them if --validation-data names others."""
+    return pairs if config.validation_data is not None else max(1, pairs - held_out_count(pairs))
 
 
 def _encoded(
