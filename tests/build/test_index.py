@@ -156,6 +156,14 @@ def test_pictures_of_a_build_are_found_by_address_and_left_to_the_download(tmp_p
     assert not any(row.files for row in rows)
 
 
+def test_the_licence_that_an_index_is_told_goes_with_what_it_finds(tmp_path, clip, clip_folder):
+    pictures, out = made.folder(tmp_path / "pictures", 2), tmp_path / "index"
+    words = ["build", "index", pictures, out, "--model", clip_folder, "--license", "CC BY 4.0", "--device", "cpu"]
+    assert run([str(word) for word in words]) == 0
+    rows = Retrieve(index=out, count=2).setup(Context("cpu"))([Row("0", {"prompt": "circle"})])
+    assert [row.values["license"] for row in rows] == ["CC BY 4.0"] * 2
+
+
 def test_a_picture_as_a_query_leaves_nothing_of_its_own_in_what_it_finds(folder):
     query = made.row(5)
     for row in Retrieve(index=folder, by="image", count=3).setup(Context("cpu"))([query]):

@@ -92,11 +92,17 @@ def _thumbnail(path: str | None) -> Rgb:
 
 
 def build_index(
-    pictures: str, out: Path, clip: Clip, model: str, report: Report = lambda seen: None
+    pictures: str,
+    out: Path,
+    clip: Clip,
+    model: str,
+    report: Report = lambda seen: None,
+    license: str | None = None,
 ) -> tuple[int, int]:
     """Index the pictures of a folder, a glob, a data set or a build; how many, and how many could not be read.
 
-    `model` is how the CLIP is called, `report` is told how many pictures have been seen.
+    `model` is how the CLIP is called, `report` is told how many pictures have been seen, `license` is that of all
+    pictures but those of a build, which have their own.
     """
     import pyarrow
     from pyarrow import parquet
@@ -106,7 +112,7 @@ def build_index(
     if out.exists() and any(out.iterdir()) and not (out / ABOUT).is_file():
         raise UserError(f"{out} has files but no {ABOUT}, so it is no index; give a new folder")
     lines, index, failed = [], None, 0
-    for chunk in _chunks(_rows(pictures, out), AT_ONCE):
+    for chunk in _chunks(_rows(pictures, out, license), AT_ONCE):
         good = [row for row in chunk if row.status == "ok"]
         failed += len(chunk) - len(good)
         if good:
@@ -139,14 +145,15 @@ def _line(row: Row) -> dict[str, Any]:
     return {PATH: path, **{name: row.get(name) for name in KNOWN}}
 
 
-def _rows(pictures: str, out: Path) -> Iterator[Row]:
+def _rows(pictures: str, out: Path, license: str | None) -> Iterator[Row]:
     """Of a build: its wanted rows, which are to be downloaded again where they are found, if they have an address."""
     if (shards := Path(pictures) / "shards").is_dir():
         yield from (row for row in rows_in(shards, with_files=True) if row.status == "ok")
         return
     for picture in find_pictures(pictures, out).items:
         place = str(picture.source.absolute()) if isinstance(picture.source, Path) else picture.name
-        row = Row(identify(place), {"source": place, **({"caption": picture.prompt} if picture.prompt else {})})
+        known = {"source": place, "caption": picture.prompt, "license": license}
+        row = Row(identify(place), {name: value for name, value in known.items() if value})
         data = picture.source.read_bytes() if isinstance(picture.source, Path) else bytes(picture.source)
         yield inspected(row, data)
 

@@ -85,6 +85,8 @@ class BuildIndex(Compute):
     """Folder of the index."""
     model: str = "openai/clip-vit-base-patch32"
     """CLIP model: a name of the hub, or a folder."""
+    license: str | None = None
+    """Of the pictures, to go with each that is found; those of a build keep their own."""
 
     def __call__(self) -> None:
         from rich.console import Console
@@ -95,7 +97,12 @@ class BuildIndex(Compute):
         with Console(stderr=True).status("embedding pictures") as status:
             clip = Clip(self.model, self.device, self.dtype)
             count, failed = build_index(
-                self.pictures, self.out, clip, self.model, lambda seen: status.update(f"{seen:,} pictures")
+                self.pictures,
+                self.out,
+                clip,
+                self.model,
+                lambda seen: status.update(f"{seen:,} pictures"),
+                self.license,
             )
         print(f"{count:,} pictures in {self.out}" + (f"; {failed:,} could not be read" if failed else ""))
 
