@@ -102,14 +102,21 @@ class QuickConv2d(nn.Conv2d):
         return plain and is_quick(x_bchw) and positions < self.out_channels
 
     def _as_product(self, x_bchw: Tensor) -> Tensor:
-        batch, channels, height, width = x_bchw.shape
-        framed_bhwc = pad(x_bchw.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).contiguous()
-        per_picture, per_row, per_column, _ = framed_bhwc.stride()
-        around = framed_bhwc.as_strided(  # nine neighbours of each position, without a copy
-            (batch, height, width, 3, 3, channels), (per_picture, per_row, per_column, per_row, per_column, 1)
-        )
-        weight_cn = self.weight.permute(0, 2, 3, 1).flatten(1)  # a view of weights that are channels last
-        return linear(around.reshape(batch, height, width, -1), weight_cn, self.bias).permute(0, 3, 1, 2)
+        batch, _, height, width = x_bchw.shape
+        around_bhwkc = neighbours(x_bchw)
+        weight_cn = as_matrix(self.weight)
+        return linear(around_bhwkc.reshape(batch, height, width, -1), weight_cn, self.bias).permute(0, 3, 1, 2)
+
+
+def as_matrix(weight: Tensor) -> Tensor:
+    """Outputs by taps and channels, (o, 9c): a view of weights that are channels last."""
+    return weight.permute(0, 2, 3, 1).flatten(1)
+
+
+def neighbours(x_bchw: Tensor, stride: int = 1) -> Tensor:
+    """What nine taps see from each position of the output (b, h, w, 3, 3, c): a view of a copy framed by a zero."""
+    framed_bhwc = pad(x_bchw.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).contiguous()
+    return framed_bhwc.unfold(1, 3, stride).unfold(2, 3, stride).permute(0, 1, 2, 4, 5, 3)
 
 
 def once(compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 """A whole build: `build(recipe, out)`. The same call again goes on where it stopped, and ends with the same data set.
 
-OUT/build.json        the recipe, as it was read
-OUT/work/0-source/    shards of the rows as the source gave them; then a folder for each part of the recipe that
-                      ends at a barrier; what is taken up again is in retry-... and retried-... meanwhile
-OUT/shards/           the last shards, every row in them, wanted or not
-OUT/...               what the sink makes of them
+What lies in OUT:
+build.json        the recipe, as it was read
+work/0-source/    shards of the rows as the source gave them; then a folder for each part of the recipe that
+                  ends at a barrier; what is taken up again is in retry-... and retried-... meanwhile
+shards/           the last shards, every row in them, wanted or not
+...               what the sink makes of them
 """
 
 import json

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import pad
 
-from controlnet.speed import QuickConv2d
+from controlnet.speed import QuickConv2d, as_matrix, neighbours
 
 FEW = 128  # positions: up to two pictures of 8x8; a forward pass of four is no faster than torch's
 
@@ -85,17 +84,6 @@ class Product(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             of_bias = gradient_no.sum(0)
         return of_x, of_weight, of_bias, None
-
-
-def as_matrix(weight: Tensor) -> Tensor:
-    """Outputs by taps and channels, (o, kc): a view of weights that are channels last."""
-    return weight.permute(0, 2, 3, 1).flatten(1)
-
-
-def neighbours(x_bchw: Tensor, stride: int) -> Tensor:
-    """What the taps see from each position of the output (b, h, w, 3, 3, c): a view of a framed copy."""
-    framed_bhwc = pad(x_bchw.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).contiguous()
-    return framed_bhwc.unfold(1, 3, stride).unfold(2, 3, stride).permute(0, 1, 2, 4, 5, 3)
 
 
 def add_up(around_bhwkkc: Tensor, shape: torch.Size, stride: int) -> Tensor:
