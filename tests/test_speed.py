@@ -17,6 +17,12 @@ SHAPES = [(64, 64), (1030, 1030), (1030, 77)]
 HEADS, WIDTH = 2, 40
 
 
+@pytest.fixture(autouse=True)
+def fast_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On any processor, the ways for those that are fast at bfloat16."""
+    monkeypatch.setattr("controlnet.speed.has_fast_bfloat16", lambda device: device.type == "cpu")
+
+
 def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
 

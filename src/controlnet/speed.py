@@ -18,6 +18,8 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad, scaled_dot_product_attention
 
+from controlnet.devices import has_fast_bfloat16
+
 FEW_SCORES = 2**20  # of a head and picture: 4 MB in float32. Torch's fused attention is no faster there with gradients
 SCORES_AT_ONCE = 2**19  # of a head and picture; more of them are faster head by head
 QUERIES = 256  # of a chunk: its scores, of 4,096 keys, take 4 MB and stay in the cache
@@ -145,8 +147,9 @@ def attend(query_baqd: Tensor, key_bakd: Tensor, value_bakd: Tensor, scale: floa
 
 
 def is_quick(x: Tensor) -> bool:
-    """Whether `x` is in bfloat16 on a CPU that multiplies it, and nobody wants gradients or compiles."""
-    return x.dtype == torch.bfloat16 and _is_free(x) and hasattr(torch.backends.mkldnn, "matmul")  # since torch 2.9
+    """Whether `x` is in bfloat16 on a CPU that is fast at it, and nobody wants gradients or compiles."""
+    can_choose = hasattr(torch.backends.mkldnn, "matmul")  # since torch 2.9
+    return x.dtype == torch.bfloat16 and _is_free(x) and can_choose and has_fast_bfloat16(x.device)
 
 
 def _is_free(x: Tensor) -> bool:
