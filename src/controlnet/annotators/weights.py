@@ -219,14 +219,16 @@ def _in_folder(weights: Weights, folder: Path | None) -> Path | None:
 
 def _from_hub(weights: Weights, file: str) -> Path:
     """A file of the repository, from the hub's cache or else from the hub, which draws a progress bar."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
+
+    from controlnet.checkpoints.hub import hub_file
 
     for revision in (weights.revision, "main"):
         cached = try_to_load_from_cache(weights.repository, file, revision=revision)
         if isinstance(cached, str):
             return Path(cached)
     try:
-        return Path(hf_hub_download(weights.repository, file, revision=weights.revision))
+        return hub_file(weights.repository, file, weights.revision)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(

@@ -6,9 +6,11 @@ Which there are is told by `model_table`.
 import hashlib
 from collections.abc import Callable
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from controlnet.checkpoints.hub import hub_file
 from controlnet.checkpoints.model_table import BASES, CONTROLS, MODELS, Model
 from controlnet.errors import UserError
 
@@ -127,11 +129,9 @@ def _with_condition(condition: str, family: "Family | None") -> list[Model]:
 
 
 def _download(model: Model) -> Path:
-    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    def download(file: str) -> Path:
-        return Path(hf_hub_download(model.repository, file, revision=model.revision))
+    download = partial(hub_file, model.repository, revision=model.revision)
 
     if model.file:
         return download(model.file)
