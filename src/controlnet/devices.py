@@ -1,5 +1,6 @@
 """Where to compute and how precisely; torch is imported when asked, not before."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from controlnet.errors import UserError
@@ -64,5 +65,5 @@ def _has_fast_avx512_bfloat16() -> bool:
     machine hides that, AVX512-BF16 has 160 GFLOP/s and float32 300 (two cores, products and convolutions)."""
     import torch
 
-    features = getattr(torch.cpu, "get_capabilities", dict)()  # newer torch tells
+    features: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # newer torch tells
     return torch.cpu._is_avx512_bf16_supported() and not features.get("avx512_fp16", False)
