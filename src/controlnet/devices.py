@@ -44,7 +44,8 @@ def choose_dtype(name: DType, device: "torch.device") -> "torch.dtype":
 
 
 def fastest_dtype(name: DType, device: Device) -> DType:
-    """`name`, but bfloat16 for auto where the device is fast at it: for training, whose own weights stay float32."""
+    """`name`, but bfloat16 for auto where the device is fast at it, a CPU too: for a base whose weights stay as they
+    are, in training (what is trained stays float32) and in generation."""
     return "bfloat16" if name == "auto" and has_fast_bfloat16(choose_device(device)) else name
 
 

@@ -43,6 +43,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def generated(home: Path, out: Path, *options: str) -> int:
     fixed = ["--base", str(home / "base"), "--out", str(out), "--device", "cpu"]
+    fixed += [] if {"--dtype", "--from"} & set(options) else ["--dtype", "float32"]  # on any CPU what the library takes
     prompt = [] if {"--prompt", "--jobs", "--from", "--config"} & set(options) else ["--prompt", "red"]
     steps = [] if {"--steps", "--from", "--config"} & set(options) else ["--steps", "2"]
     return run(["generate", *fixed, *prompt, *steps, *options])

@@ -18,7 +18,7 @@ from controlnet.checkpoints.control_file import ControlMetadata, find_control, l
 from controlnet.checkpoints.eight_bit import store_in_eight_bits
 from controlnet.checkpoints.fingerprints import fingerprint, remembered
 from controlnet.control import ControlNet
-from controlnet.devices import Device, DType
+from controlnet.devices import Device, DType, fastest_dtype
 from controlnet.errors import UserError
 from controlnet.generation.lora import NAME_IN_FOLDER, load_lora
 from controlnet.generation.memory import MemoryOptions
@@ -48,7 +48,8 @@ class Opener:
     def base(self) -> Base:
         """With its LoRAs merged, stored as it shall be; in main memory if memory is to be saved."""
         resident = not self.memory.is_saving
-        base = open_base(device=self.device, dtype=self.dtype, resident=resident, **self.recipe.how_to_open())
+        dtype = fastest_dtype(self.dtype, self.device)
+        base = open_base(device=self.device, dtype=dtype, resident=resident, **self.recipe.how_to_open())
         if self.recipe.lora or self.memory.storage == "8bit":
             self._digest_of_base(base)  # while its weights are those of its files
         for file, weight in map(lora_and_weight, self.recipe.lora):

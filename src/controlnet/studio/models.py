@@ -10,6 +10,7 @@ from controlnet.base import Base, open_base
 from controlnet.checkpoints.control_file import ControlMetadata, find_control, load_control, read_metadata
 from controlnet.checkpoints.control_metadata import ChannelOrder
 from controlnet.checkpoints.strict import check_fit
+from controlnet.devices import fastest_dtype
 from controlnet.control import ControlNet
 from controlnet.generation.lora import Lora, load_lora
 from controlnet.generation.opening import Opener, make_annotator
@@ -42,7 +43,7 @@ class Models:
         with self._opening:
             if self._base is None or self._base[0] != place:
                 self._base, self._controls, self._loras = None, {}, ((), [])
-                base = open_base(place, self.offer.device, self.offer.dtype)
+                base = open_base(place, self.offer.device, fastest_dtype(self.offer.dtype, self.offer.device))
                 base.hash()
                 self._base = (place, base)
             return self._base[1]
