@@ -10,8 +10,8 @@ from controlnet.base import Base, open_base
 from controlnet.checkpoints.control_file import ControlMetadata, find_control, load_control, read_metadata
 from controlnet.checkpoints.control_metadata import ChannelOrder
 from controlnet.checkpoints.strict import check_fit
-from controlnet.devices import fastest_dtype
 from controlnet.control import ControlNet
+from controlnet.devices import fastest_dtype
 from controlnet.generation.lora import Lora, load_lora
 from controlnet.generation.opening import Opener, make_annotator
 from controlnet.generation.recipe import Recipe, UnitChoice
