@@ -8,7 +8,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 
 from controlnet.data.shapes import Scene, draw_scene, render
-from controlnet.training.embedded import make_tokenizer
+from controlnet.training.embedded.text import make_tokenizer
 
 SIZE, PATCH, WIDTH = 64, 16, 64
 STEPS, BATCH, RATE = 250, 64, 3e-3

@@ -8,9 +8,12 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
+from controlnet.cli.base import Train
 from controlnet.data.shapes import draw_scene, render
-from controlnet.training.embedded import VAE, WORDS, make_tokenizer, pass_colours_through, to_pixels
-from controlnet.training.fit import Stage, fit
+from controlnet.training.embedded.diffusion import CENTRED
+from controlnet.training.embedded.fit import Stage, fit
+from controlnet.training.embedded.text import WORDS, make_tokenizer
+from controlnet.training.embedded.vae import VAE, pass_colours_through, to_pixels
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +84,7 @@ def test_the_rate_rises_stays_and_falls_to_zero():
     stage = Stage("any", steps=1000, batch=1, learning_rate=1.0, warmup=100, decay=0.3)
     rates = [stage.rate(step) for step in (0, 49, 99, 500, 699, 850, 1000)]
     assert rates == pytest.approx([0.01, 0.5, 1, 1, 1, 0.5, 0])
+
+
+def test_the_command_trains_the_last_stage_as_long_as_the_shipped_base_was():
+    assert Train(Path("base")).last_steps == CENTRED.steps

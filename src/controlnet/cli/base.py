@@ -22,15 +22,15 @@ class Train:
     """Folder to write the base to, in diffusers layout; OUT/work keeps what a resume needs."""
     seed: int = 0
     """Of the weights, the pictures and the noise."""
-    last_steps: int = 8_500
-    """Steps of the last and longest stage, in which the outlines of the shapes become clean."""
+    last_steps: int = 7_000
+    """Steps of the last stage, which is mostly of shapes in the middle, where the words decide which."""
     compile: bool = False
     """Compile the U-Net's steps: a third faster after four minutes of compilation; needs a C++ compiler."""
     device: Device = "auto"
     """Where to compute; auto takes CUDA, else MPS, else the CPU."""
 
     def __call__(self) -> None:
-        from controlnet.training.embedded import make_embedded_base
+        from controlnet.training.embedded.recipe import make_embedded_base
 
         device = choose_device(self.device)
         report = partial(print, flush=True)

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from controlnet.atomic import write_atomically
+from controlnet.devices import has_fast_bfloat16
 
 
 @dataclass(frozen=True)
@@ -124,3 +125,8 @@ def load_state(
             moments = {key: file.get_tensor(f"{key}.{name}").to(parameter) for key in ("exp_avg", "exp_avg_sq")}
             optimizer.state[parameter] = {"step": torch.tensor(float(step), device=parameter.device), **moments}
     return step
+
+
+def fast_numbers(device: torch.device) -> torch.autocast:
+    """bfloat16 for convolutions and matrix products where the device is fast at it; weights stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device))
