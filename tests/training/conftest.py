@@ -1,5 +1,9 @@
-"""Small circles, made once."""
+"""Small circles, made once; processes that are gone after the test."""
 
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,3 +16,15 @@ def circles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "circles"
     write_circles(folder, count=24, size=64, seed=0)
     return folder
+
+
+@pytest.fixture
+def group() -> Iterator[list["subprocess.Popen[str]"]]:
+    """Processes whose groups are gone after the test."""
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for process in started:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue

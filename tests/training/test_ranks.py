@@ -2,11 +2,8 @@
 
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,68 +15,10 @@ from controlnet.training.checkpoint import checkpoints
 from controlnet.training.ranks import Ranks, _buckets
 from controlnet.training.run import train
 from controlnet.training.steps import Place, Steps
+from tiny_processes import children, command, is_alive, start, wait_for_step
 from tiny_runs import distance, make_config, seen_samples, train_until, unvalidated
 
-TESTS = Path(__file__).parents[1]
 OPTIONS = {"train_batch_size": 2, "lr_scheduler": "cosine"}
-
-
-def command(base: Path, circles: Path, out: Path, steps: int, *more: str) -> list[str]:
-    told = {"base": base, "data": circles, "out": out, "max-train-steps": steps, "train-batch-size": 2}
-    told |= {
-        "device": "cpu",
-        "dtype": "float32",
-        "learning-rate": 1e-3,
-        "lr-scheduler": "cosine",
-        "num-validation-images": 1,
-    }
-    told |= {"validation-steps": 100000, "checkpointing-steps": 1, "checkpoints-total-limit": 100, "report-to": "csv"}
-    return ["train", *(word for name, value in told.items() for word in (f"--{name}", str(value))), *more]
-
-
-def start(kind: str, arguments: list[str]) -> "subprocess.Popen[str]":
-    """Two processes, started by torchrun or by the command itself."""
-    by_itself = [sys.executable, "-m", "controlnet", *arguments, "--devices", "2"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
-    torchrun += ["-m", "controlnet", *arguments]
-    return subprocess.Popen(
-        {"itself": by_itself, "torchrun": torchrun}[kind],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
-
-
-@pytest.fixture
-def group() -> Iterator[list["subprocess.Popen[str]"]]:
-    """Processes whose groups are gone after the test."""
-    started: list[subprocess.Popen[str]] = []
-    yield started
-    for process in started:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-
-
-def wait_for_step(run: Path, step: int, process: "subprocess.Popen[str]") -> None:
-    while not any(saved >= step for saved, _ in checkpoints(run)):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
-
-
-def children(process: "subprocess.Popen[str]") -> list[int]:
-    """Processes of the group that train, but for its first."""
-    import psutil
-
-    return [
-        child.pid for child in psutil.Process(process.pid).children(recursive=True) if "train" in child.cmdline()[-60:]
-    ]
 
 
 @pytest.mark.slow
@@ -124,20 +63,11 @@ def test_a_killed_process_ends_the_job_which_goes_on_when_started_again(
     assert group[0].returncode != 0, errors
     reached = checkpoints(tmp_path)[-1][0]
     deadline = time.monotonic() + 30
-    while any(_is_alive(pid) for pid in trained):
+    while any(is_alive(pid) for pid in trained):
         assert time.monotonic() < deadline, "a process was left behind"
         time.sleep(0.2)
     group.append(start(kind, arguments))
     wait_for_step(tmp_path, reached + 1, group[1])
-
-
-def _is_alive(pid: int) -> bool:
-    import psutil
-
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def test_processes_share_out_each_step_without_gap_or_overlap(base: Base, circles: Path, tmp_path: Path) -> None:

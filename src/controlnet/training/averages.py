@@ -1,6 +1,6 @@
 """The running mean of trained weights (EMA): steadier than the last ones, which still tremble with the last batches."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -27,8 +27,14 @@ class Average(nn.Module):
         """Take in the weights as they are now: after each step."""
         steps = int(self.count) + 1
         decay = min(self.decay, (1 + steps) / (10 + steps))
-        torch._foreach_lerp_(list(self._means().values()), [each.detach() for each in self.trained.values()], 1 - decay)
+        torch._foreach_lerp_(list(self.means().values()), [each.detach() for each in self.trained.values()], 1 - decay)
         self.count += 1
+
+    def follow(self, trained: Mapping[str, nn.Parameter], as_now: Callable[[Tensor, nn.Parameter], Tensor]) -> None:
+        """Go on with other parameters of the same names; `as_now` brings a mean to the form of its parameter."""
+        for name, mean in self.means().items():
+            self.register_buffer(_as_buffer(name), as_now(mean, trained[name]))
+        self.trained = dict(trained)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -40,11 +46,12 @@ class Average(nn.Module):
             self._swap()
 
     def _swap(self) -> None:
-        for name, mean in self._means().items():
+        for name, mean in self.means().items():
             parameter = self.trained[name]
             parameter.data, mean.data = mean.data, parameter.data
 
-    def _means(self) -> dict[str, Tensor]:
+    def means(self) -> dict[str, Tensor]:
+        """By the parameters' names."""
         return {name: self.get_buffer(_as_buffer(name)) for name in self.trained}
 
 

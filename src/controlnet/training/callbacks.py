@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,14 +102,11 @@ class ShowProgress(Callback):
         self.bar.stop()
 
 
-class Validate(Callback):
-    """Every `every` steps, and before the first: held-out figures, pictures, the curve, the news of convergence."""
+class AtValidations(Callback, ABC):
+    """Every `every` steps, before the first and after the last."""
 
-    def __init__(
-        self, held_out: HeldOut, record: Record, every: int, folder: Path, console: Console, pauses: Pauses
-    ) -> None:
-        self.held_out, self.record, self.every = held_out, record, every
-        self.folder, self.console, self.pauses = folder, console, pauses
+    def __init__(self, every: int) -> None:
+        self.every = every
 
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
         if trainer.global_step == 0:
@@ -118,12 +116,34 @@ class Validate(Callback):
         if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
             self._validate(trainer, module)
 
+    @abstractmethod
+    def _validate(self, trainer: Trainer, module: ControlNetModule) -> None: ...
+
+
+class Validate(AtValidations):
+    """Held-out figures, pictures, the curve, the news of convergence."""
+
+    def __init__(
+        self, held_out: HeldOut, record: Record, every: int, folder: Path, console: Console, pauses: Pauses
+    ) -> None:
+        super().__init__(every)
+        self.held_out, self.record = held_out, record
+        self.folder, self.console, self.pauses = folder, console, pauses
+
     def _validate(self, trainer: Trainer, module: ControlNetModule) -> None:
         step = trainer.global_step
         picture = self.folder / "samples" / f"step-{step:06d}.png"
         with self.pauses.pause():
             measured = self.held_out.validate(module, step, picture, trainer.precision_plugin.val_step_context())
         publish(self.folder, self.record, measured, self.console, self.held_out.news())
+
+
+class LendShares(AtValidations):
+    """In the processes that do not validate: give the first their shares of the control when it does."""
+
+    def _validate(self, trainer: Trainer, module: ControlNetModule) -> None:
+        with module.as_saved():
+            pass
 
 
 class SaveCheckpoints(Callback):
@@ -150,9 +170,9 @@ class SaveCheckpoints(Callback):
             return
         self.saved = trainer.global_step
         with self.pauses.pause():
-            if self.ranks.is_first:
-                with module.as_saved():
-                    save_control(self.folder / NAME_IN_RUN, module.control, self.metadata)
+            with module.as_saved() as saved:
+                if self.ranks.is_first:
+                    save_control(self.folder / NAME_IN_RUN, saved.control, self.metadata)
             trainer.save_checkpoint(checkpoint_path(self.folder, self.saved))
             if self.ranks.is_first:
                 prune(self.folder, self.kept)

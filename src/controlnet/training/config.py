@@ -55,6 +55,11 @@ BETWEEN: dict[str, tuple[float, float]] = {
     "adam_epsilon": (0, 1),
     "snr_gamma": (0, float("inf")),
 }
+UNSHARED = {  # what --strategy fsdp cannot do
+    "auto_micro_batch": "each process halves its own part, but here all compute in step",
+    "use_8bit_adam": "bitsandbytes knows no weights that are shared out",
+    "compile": "weights that are shared out are not compiled",
+}
 BELOW_ONE = ("adam_beta1", "adam_beta2", "ema_decay")  # 0 is possible, 1 is not
 PLACES = ("data", "validation_data")  # paths, or names of data sets on the hub
 PRECISIONS: dict[str, DType] = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -149,6 +154,12 @@ def _contradictions(config: TrainConfig) -> list[str]:
         wrong.append("--num-train-epochs and --max-train-steps are both given; expected one of them")
     if config.mixed_precision is not None and config.dtype not in ("auto", PRECISIONS[config.mixed_precision]):
         wrong.append(f"--mixed-precision {config.mixed_precision} and --dtype {config.dtype}; expected one of them")
+    if config.strategy == "fsdp":
+        wrong += [
+            f"--strategy fsdp and {_option(name)}: {why}; expected one of them"
+            for name, why in UNSHARED.items()
+            if getattr(config, name)
+        ]
     if config.learning_rate_unlocked is not None and not config.sd_unlocked:
         wrong.append("--learning-rate-unlocked is given without --sd-unlocked, which it is for; expected both")
     if (config.lr_step_rules is not None) != (config.lr_scheduler == "piecewise_constant"):

@@ -1,8 +1,9 @@
 """A ControlNet in training, as Lightning sees it; for our own runs, and for any `Trainer.fit(module, dataloader)`."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,23 @@ from controlnet.training.switching import DECODER, adapt
 from controlnet.training.weighting import min_snr
 
 Step = tuple[Batch, Draw]
+
+
+@dataclass(frozen=True)
+class Together:
+    """A base under a control: noise or velocity (b, c, h, w)."""
+
+    base: Base
+    control: ControlNet
+    only_mid_control: bool
+
+    def __call__(self, latent_bchw: Tensor, timestep_b: Tensor, prompt: Prompt, hint_bchw: Tensor) -> Tensor:
+        hint_features = self.control.encode_hint(hint_bchw)
+        control = self.control(latent_bchw, timestep_b, prompt, hint_features)
+        if self.only_mid_control:
+            control = control.only_middle()
+        decoder = self.base.decoder if self.control.decoder is None else self.control.decoder
+        return predict(self.base.encoder, decoder, latent_bchw, timestep_b, prompt, control)
 
 
 class ControlNetModule(LightningModule):
@@ -69,6 +87,9 @@ class ControlNetModule(LightningModule):
         if gradient_checkpointing:
             checkpoint_gradients(self.control, base.decoder)
         self.average = Average(self.trained(), ema_decay) if ema_decay else None
+        self.gather: Callable[[], ControlNet] | None = (
+            None  # the control as it is saved, where it lies in many processes
+        )
 
     def unlock(self) -> None:
         """Give the control a decoder of its own, which is used in place of the base's and saved with it."""
@@ -81,13 +102,7 @@ class ControlNetModule(LightningModule):
         return {name: each for name, each in self.control.named_parameters() if each.requires_grad}
 
     def forward(self, latent_bchw: Tensor, timestep_b: Tensor, prompt: Prompt, hint_bchw: Tensor) -> Tensor:
-        """Base and control together: noise or velocity (b, c, h, w)."""
-        hint_features = self.control.encode_hint(hint_bchw)
-        control = self.control(latent_bchw, timestep_b, prompt, hint_features)
-        if self.only_mid_control:
-            control = control.only_middle()
-        decoder = self.base.decoder if self.control.decoder is None else self.control.decoder
-        return predict(self.base.encoder, decoder, latent_bchw, timestep_b, prompt, control)
+        return Together(self.base, self.control, self.only_mid_control)(latent_bchw, timestep_b, prompt, hint_bchw)
 
     def loss(self, step: Step) -> Tensor:
         """Of a batch on the base's device, to train on: weighed, and with the noise's offset."""
@@ -125,15 +140,21 @@ class ControlNetModule(LightningModule):
         return steps if steps > 0 else int(self.trainer.estimated_stepping_batches)
 
     @contextmanager
-    def as_saved(self) -> Iterator[None]:
-        """Inside, the control is what is saved and used: the mean of its weights, if there is one."""
+    def as_saved(self) -> Iterator[Together]:
+        """With the control that is saved and used: the mean of its weights, if there is one.
+
+        Of processes that share the weights out all must ask; the first alone gets what can be used.
+        """
+        if self.gather is not None:
+            yield Together(self.base, self.gather(), self.only_mid_control)
+            return
         with self.average.in_place() if self.average is not None else nullcontext():
-            yield
+            yield Together(self.base, self.control, self.only_mid_control)
 
     def save(self, path: Path | str, condition: str, **others: Any) -> None:
         """The control as a file of ours; `others` are fields of `ControlMetadata`, such as the hints' polarity."""
-        with self.as_saved():
-            save_control(Path(path), self.control, ControlMetadata.of(self.base, self.control, condition, **others))
+        with self.as_saved() as saved:
+            save_control(Path(path), saved.control, ControlMetadata.of(self.base, saved.control, condition, **others))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A run may be unlocked, or locked again: see `switching`."""

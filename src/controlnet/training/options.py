@@ -194,7 +194,8 @@ class RunOptions:
     num_nodes: int = 1
     """Machines that train together."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    """How they do: ddp, everything on each of them. fsdp, which shares weights out, is refused for now."""
+    """How they do: ddp, everything on each of them; fsdp, each with a part of what is trained and of its optimizer's
+    state, which takes less memory and more traffic."""
     dry_run: bool = False
     """Print the settings in full, the memory, the time of a step and the disk that the run needs; train nothing."""
     plan: bool = False

@@ -58,8 +58,8 @@ def preflight(config: TrainConfig) -> None:
     DefectsFound if the disk is too small. UserError for all that `train` could not do, and if memory does not suffice.
     """
     console = Console(soft_wrap=True, highlight=False)
-    ranks = Ranks.find(config.devices, config.num_nodes)
-    ranks.begin(config.strategy)
+    ranks = Ranks.find(config.devices, config.num_nodes, config.strategy)
+    ranks.begin()
     config, dataset, base = open_all(config, ranks)
     few = replace(config, max_train_samples=min(len(dataset), max(2, config.train_batch_size)))
     with tempfile.TemporaryDirectory(prefix="controlnet-dry-run-") as folder:

@@ -2,7 +2,7 @@
 
 Started by torchrun or SLURM, or by Lightning when a command asks for several devices. Each process has the whole
 model; gradients are summed once a step, after all its micro-batches, so that a process that has to repeat some of them
-(out of memory) keeps the others waiting but never out of step.
+(out of memory) keeps the others waiting but never out of step. `sharding.py` is the other way.
 """
 
 import os
@@ -29,6 +29,10 @@ from controlnet.training.steps import Place
 TIMEOUT = timedelta(minutes=30)  # a process that is silent for so long is lost: validations take less
 PREPARATION = timedelta(days=7)  # the first process may encode millions of pictures before the others begin
 BUCKET = 64 * 2**20  # bytes of gradients that travel together
+LOST = (
+    "another process of this training has ended or cannot be reached; it tells why, if it could. Run the same command "
+    "again to go on from the last checkpoint"
+)
 WATCHED_EVERY = 1.0  # seconds
 
 
@@ -43,22 +47,26 @@ class Ranks:
     local_rank: int
     is_external: bool
     """Whether torchrun or SLURM started them; else Lightning does, from the first, once that calls `fit`."""
+    is_fsdp: bool = False
+    """Whether many would share the trained weights out, in place of each having all of them."""
     _talk: Any = field(default=None, init=False)
 
     @classmethod
-    def find(cls, devices: int, nodes: int) -> "Ranks":
+    def find(cls, devices: int, nodes: int, strategy: str = "auto") -> "Ranks":
         """From what torchrun, SLURM or Lightning tells its processes; `devices` and `nodes` are what was asked for."""
+        is_fsdp = strategy == "fsdp"
         if TorchElasticEnvironment.detect():
             told = TorchElasticEnvironment()
             local = int(os.environ["LOCAL_WORLD_SIZE"])
-            ranks = cls(_place(told), local, told.world_size() // local, told.local_rank(), True)
+            ranks = cls(_place(told), local, told.world_size() // local, told.local_rank(), True, is_fsdp)
         elif SLURMEnvironment.detect() and SLURMEnvironment().world_size() > 1:
             slurm = SLURMEnvironment()
-            ranks = cls(_place(slurm), slurm.world_size() // _slurm_nodes(), _slurm_nodes(), slurm.local_rank(), True)
+            per_node = slurm.world_size() // _slurm_nodes()
+            ranks = cls(_place(slurm), per_node, _slurm_nodes(), slurm.local_rank(), True, is_fsdp)
         else:
             local_rank = int(os.environ.get("LOCAL_RANK", 0))
             rank = int(os.environ.get("NODE_RANK", 0)) * devices + local_rank
-            return cls(Place(rank, devices * nodes), devices, nodes, local_rank, False)
+            return cls(Place(rank, devices * nodes), devices, nodes, local_rank, False, is_fsdp)
         if (devices, nodes) not in ((1, 1), (ranks.devices, ranks.nodes)):
             raise UserError(
                 f"--devices {devices} and --num-nodes {nodes}, but {ranks.devices} processes were started on each of "
@@ -74,13 +82,12 @@ class Ranks:
     def are_many(self) -> bool:
         return self.place.ranks > 1
 
-    def begin(self, strategy: str = "auto") -> None:
-        """Take this process's GPU; leave with the process that started this one. UserError for fsdp."""
-        if strategy == "fsdp":
-            raise UserError(
-                "--strategy fsdp is not offered: each device holds all that is trained; expected ddp. If it does not "
-                "fit: --gradient-checkpointing, --use-8bit-adam, a smaller --train-batch-size, --auto-micro-batch"
-            )
+    @property
+    def share_out(self) -> bool:
+        return self.is_fsdp and self.are_many
+
+    def begin(self) -> None:
+        """Take this process's GPU; leave with the process that started this one."""
         if torch.cuda.is_available():
             torch.cuda.set_device(self.local_rank % torch.cuda.device_count())
         if self.is_child:
@@ -93,6 +100,10 @@ class Ranks:
 
     def strategy(self) -> DDPStrategy | str:
         """Lightning's way to train in these processes."""
+        if self.share_out:
+            from controlnet.training.sharding import SharedOut  # which takes a while to import
+
+            return SharedOut(self.check_same, timeout=TIMEOUT)
         return SummedOnce(timeout=TIMEOUT) if self.are_many else "auto"
 
     def plugins(self) -> list[SLURMEnvironment]:
@@ -197,10 +208,7 @@ def _hearing_others() -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise UserError(
-            "another process of this training has ended or cannot be reached; it tells why, if it could. Run the same "
-            "command again to go on from the last checkpoint"
-        ) from error
+        raise UserError(LOST) from error
 
 
 def _place(told: TorchElasticEnvironment | SLURMEnvironment) -> Place:

@@ -25,7 +25,15 @@ from controlnet.evaluation.fidelity import fit_ring
 from controlnet.speed import compile_parts
 from controlnet.training.beginning import module_options
 from controlnet.training.cache import Dataset, Encoded, encode, fingerprint, held_out_count
-from controlnet.training.callbacks import KeepState, Pauses, SaveCheckpoints, ShowProgress, StopOnSignal, Validate
+from controlnet.training.callbacks import (
+    KeepState,
+    LendShares,
+    Pauses,
+    SaveCheckpoints,
+    ShowProgress,
+    StopOnSignal,
+    Validate,
+)
 from controlnet.training.checkpoint import SafetensorsIO
 from controlnet.training.computation import set_up
 from controlnet.training.config import TrainConfig
@@ -71,8 +79,8 @@ def train(config: TrainConfig, dataset: Dataset | None = None, base: Base | None
     UserError for what cannot be done as asked. On Ctrl-C the step is finished and saved, then KeyboardInterrupt; on
     SIGTERM likewise, then SystemExit(143). Of many processes each returns.
     """
-    ranks = Ranks.find(config.devices, config.num_nodes)
-    ranks.begin(config.strategy)
+    ranks = Ranks.find(config.devices, config.num_nodes, config.strategy)
+    ranks.begin()
     console = Console(stderr=True, soft_wrap=True, highlight=False, quiet=not ranks.is_first)
     config, dataset, base = open_all(config, ranks, dataset, base)
     with quietly():
@@ -110,6 +118,10 @@ def open_all(
         )
     if base.unet.config.in_channels != base.vae.config.latent_channels:
         raise UserError(f"base {base.source} was made for inpainting; controls are trained on plain bases")
+    if ranks.share_out and base.dtype == torch.float16:
+        raise UserError(
+            "--strategy fsdp in float16: its loss scale is not shared; expected --dtype bfloat16 or float32"
+        )
     set_up(base, config)
     config = replace(resolved(config, base), devices=ranks.devices, num_nodes=ranks.nodes)
     config = with_steps(config, _trained_on(config, len(dataset)))
@@ -150,7 +162,7 @@ def _fit(
     steps = Steps(pairs, config.seed, batch, timesteps, config.proportion_empty_prompts, start.step, ranks.place)
     condition = _condition(held_out) if config.condition == "auto" else config.condition
     pauses = Pauses()
-    shown: list[Callback] = []
+    shown: list[Callback] = [LendShares(config.validation_steps)] if ranks.share_out else []
     if ranks.is_first:
         write_data_card(config.out, pairs, held_out, condition)
         progress, *others = _shown(config, base, held_out, condition, start, pauses, console)
@@ -254,6 +266,8 @@ def quietly() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")
+            # of the views that a block returns, none is changed in place
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from controlnet.errors import UserError
@@ -62,7 +63,8 @@ class StepwiseModule(ControlNetModule):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        self.stepping.ranks.check_same(list(self.trained().values()))
+        if not self.stepping.ranks.share_out:  # else they were compared before
+            self.stepping.ranks.check_same(list(self.trained().values()))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # micro-batch by micro-batch, so that accumulation takes no memory
@@ -72,7 +74,7 @@ class StepwiseModule(ControlNetModule):
         optimizer: Any = self.optimizers()
         loss = self._compute(share)
         gradients = [parameter.grad for parameter in self.trained().values() if parameter.grad is not None]
-        self.stepping.ranks.sum([*gradients, loss])
+        self.stepping.ranks.sum([loss] if self.stepping.ranks.share_out else [*gradients, loss])
         taken = self._take(optimizer, gradients, loss)
         self.lr_schedulers().step()  # type: ignore[union-attr]  # one schedule
         return {"loss": loss, "taken": taken}
@@ -118,6 +120,8 @@ class StepwiseModule(ControlNetModule):
         if scaler is not None:
             scaler.unscale_(optimizer.optimizer)
         norm = get_total_norm(gradients)
+        if isinstance(norm, DTensor):  # of weights that are shared out
+            norm = norm.full_tensor()
         taken = torch.isfinite(norm) & torch.isfinite(loss)
         if self.stepping.max_grad_norm:
             clip_grads_with_norm_(self.trained().values(), self.stepping.max_grad_norm, norm)

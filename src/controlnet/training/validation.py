@@ -81,13 +81,13 @@ class HeldOut:
         self, module: ControlNetModule, step: int, picture: Path, arithmetic: AbstractContextManager[object]
     ) -> Validation:
         """The figures after `step` steps, the losses under `arithmetic` (autocast); writes the grid to `picture`."""
-        with module.as_saved():
+        with module.as_saved() as saved:
             with torch.no_grad(), arithmetic:
-                gain = self.hint_gain(module)
-            pictures = self._generate(module.control)
+                gain = self.hint_gain(saved)
+            pictures = self._generate(saved.control)
             asked = module.sd_unlocked or self._validations % ACCURACY_EVERY == 0
-            accuracy = self._text_accuracy(module.control) if asked else None
-            own_rows = self._own_rows(module.control)
+            accuracy = self._text_accuracy(saved.control) if asked else None
+            own_rows = self._own_rows(saved.control)
         self._validations += 1
         encode_png(self._grid(pictures, own_rows), picture)
         return Validation(step, gain.loss, gain.gain, self._fidelity(pictures), self.base_loss, accuracy)
