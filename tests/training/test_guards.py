@@ -152,3 +152,11 @@ def test_what_is_in_use_already_is_not_proposed() -> None:
     assert "--use-8bit-adam" not in told
     assert "--auto-micro-batch" not in told
     assert "out of memory with 1 pair at once" in told
+
+
+def test_what_does_not_go_with_shares_is_not_proposed_to_them() -> None:
+    told = remedies(4, 16, 2, checkpoints=False, eight_bit=False, shares=True)
+    assert "--train-batch-size 2 --gradient-accumulation-steps 4" in told
+    assert "--gradient-checkpointing" in told
+    assert "--auto-micro-batch" not in told
+    assert "--use-8bit-adam" not in told

@@ -68,19 +68,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def remedies(micro_batch: int, global_batch: int, ranks: int, *, checkpoints: bool, eight_bit: bool) -> str:
-    """What to change so that a step fits, the cheapest first; those already in use are left out."""
+def remedies(
+    micro_batch: int, global_batch: int, ranks: int, *, checkpoints: bool, eight_bit: bool, shares: bool = False
+) -> str:
+    """What to change so that a step fits, the cheapest first; those in use, or not for shares, are left out."""
     told = []
     if micro_batch > 1:
         half = micro_batch // 2
         accumulation = -(-global_batch // (half * ranks))
         told.append(
-            "--auto-micro-batch, which finds the largest that fits; or "
-            f"--train-batch-size {half} --gradient-accumulation-steps {accumulation}, which trains the same"
+            ("" if shares else "--auto-micro-batch, which finds the largest that fits; or ")
+            + f"--train-batch-size {half} --gradient-accumulation-steps {accumulation}, which trains the same"
         )
     if not checkpoints:
         told.append("--gradient-checkpointing, which takes less memory and a third more time")
-    if not eight_bit:
+    if not (eight_bit or shares):
         told.append("--use-8bit-adam, which quarters the optimizer's state (CUDA only)")
     told.append("--dtype bfloat16, or a smaller --resolution")
     return (

@@ -48,6 +48,7 @@ class Stepping:
             ranks=ranks.place.ranks,
             checkpoints=config.gradient_checkpointing,
             eight_bit=config.use_8bit_adam,
+            shares=ranks.share_out,
         )
         return cls(global_batch, micro_batch, config.max_grad_norm, config.auto_micro_batch, ranks, tell, told)
 
