@@ -1,6 +1,9 @@
 """What several commands share: options, words."""
 
-from collections.abc import Sequence
+import gc
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from controlnet.devices import Device, DType
@@ -15,6 +18,23 @@ class Compute:
     dtype: DType = "auto"
     """Precision of the weights; auto is half precision where the device is made for it. On a CPU that is bfloat16 for
     train, generate and studio, where `controlnet doctor` calls it fast; else float32."""
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """For the first import of torch and diffusers: without collecting garbage on the way, which takes a fifth of it.
+
+    Of the million objects that they make none is garbage; after it the collector leaves them alone.
+    """
+    if "torch" in sys.modules:
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def value_of(name: str, arguments: Sequence[str]) -> str | None:

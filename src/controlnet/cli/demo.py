@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from controlnet.cli.common import Compute
+from controlnet.cli.common import Compute, importing
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Demo(Compute):
     """Folder for all of it."""
 
     def __call__(self) -> None:
-        from controlnet.training.demo import run_demo
+        with importing():
+            from controlnet.training.demo import run_demo
 
         print(run_demo(self.out, self.device, self.dtype).report())

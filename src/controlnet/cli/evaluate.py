@@ -6,7 +6,7 @@ from pathlib import Path
 import tyro
 
 from controlnet.choices import BaseChoice
-from controlnet.cli.common import Compute
+from controlnet.cli.common import Compute, importing
 from controlnet.errors import UserError
 
 
@@ -53,13 +53,14 @@ class Evaluate(BaseChoice, Compute):
         from rich.progress import Progress
         from rich.table import Table
 
-        from controlnet.base import open_base, weights_hash
-        from controlnet.checkpoints.control_file import load_control
-        from controlnet.data.pairs import Pairs
-        from controlnet.data.transform import Transform
-        from controlnet.evaluation.evaluate import Asked, evaluate
-        from controlnet.evaluation.obedience import find_judge
-        from controlnet.generation.settings import Settings
+        with importing():
+            from controlnet.base import open_base, weights_hash
+            from controlnet.checkpoints.control_file import load_control
+            from controlnet.data.pairs import Pairs
+            from controlnet.data.transform import Transform
+            from controlnet.evaluation.evaluate import Asked, evaluate
+            from controlnet.evaluation.obedience import find_judge
+            from controlnet.generation.settings import Settings
 
         pairs = Pairs(self.data, transform=Transform(self.resolution))
         base = open_base(device=self.device, dtype=self.dtype, **self.how_to_open())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import tyro
 
-from controlnet.cli.common import Compute, value_of
+from controlnet.cli.common import Compute, importing, value_of
 from controlnet.errors import UserError
 from controlnet.generation.memory import MemoryOptions
 from controlnet.generation.recipe import PictureOptions, Recipe, UnitChoice, read_unit
@@ -75,7 +75,8 @@ class Generate(PictureOptions, Compute, MemoryOptions):
         return _with_defaults(defaults) if defaults else Generate
 
     def __call__(self) -> None:
-        from controlnet.generation.production import Production
+        with importing():
+            from controlnet.generation.production import Production
 
         problems: list[str] = []
         jobs = self._jobs(problems)

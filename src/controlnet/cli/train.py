@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_type_hints
 
 import tyro
 
-from controlnet.cli.common import option_name, value_of
+from controlnet.cli.common import importing, option_name, value_of
 from controlnet.errors import UserError
 from controlnet.training.config import TrainConfig
 from controlnet.training.other_names import ALIASES, REFUSED
@@ -33,9 +33,10 @@ class Train(TrainConfig):
         return _options({} if place is None else read_config(Path(place)))
 
     def __call__(self) -> None:
-        from controlnet.training.plan import plan
-        from controlnet.training.preflight import preflight
-        from controlnet.training.run import train
+        with importing():
+            from controlnet.training.plan import plan
+            from controlnet.training.preflight import preflight
+            from controlnet.training.run import train
 
         if self.plan:
             print(plan(self.out, self.max_train_steps, self.train_batch_size))
