@@ -20,8 +20,8 @@ Paths in a recipe are relative to its file.
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from controlnet.generation.values import read_fields
 
 SHARD_SIZE = 256  # rows: some ten megabytes of pictures, and a few seconds of work to lose
 TOP = ("source", "stage", "sink", "shard_size", "stop_when_failed")
+# of a table that others see to: what stands in it, the recipe's folder, where its problems go -> what it becomes
+ReadTable = Callable[[Any, Path, list[str]], Any]
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Recipe:
     """Share of a stage's rows that may fail before the build stops: a dead host, a missing model."""
     told: Mapping[str, Any] | None = None
     """What the file said, for the record."""
+    others: Mapping[str, Any] = field(default_factory=dict)
+    """Tables that a build does nothing with, as they were read."""
 
     def phases(self) -> list[list[tuple[str, Stage | Barrier]]]:
         """The stages, parted before every barrier."""
@@ -60,29 +64,36 @@ class Recipe:
         return parts
 
 
-def read_recipe(path: Path) -> Recipe:
-    """The recipe in a TOML file. UserError tells everything that is wrong with it at once."""
+def read_recipe(path: Path, others: Mapping[str, ReadTable] | None = None) -> Recipe:
+    """The recipe in a TOML file; `others` are tables in it that the caller reads and sees to.
+
+    UserError tells everything that is wrong with it at once.
+    """
     try:
         told = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"recipe {path}: cannot be read as TOML ({error})") from error
-    return make_recipe(told, path)
+    return make_recipe(told, path, others)
 
 
-def make_recipe(told: Mapping[str, Any], path: Path) -> Recipe:
+def make_recipe(told: Mapping[str, Any], path: Path, others: Mapping[str, ReadTable] | None = None) -> Recipe:
     """The recipe that is told as TOML has it; `path` is that of its file."""
-    problems = [f"there is no {name!r}; expected one of: {', '.join(TOP)}" for name in told if name not in TOP]
+    others = others or {}
+    known = (*TOP, *others)
+    problems = [f"there is no {name!r}; expected one of: {', '.join(known)}" for name in told if name not in known]
     source = _part(table.SOURCES, told.get("source"), "source", path, problems)
     listed = told.get("stage", [])
     stages = [_part(table.STAGES, each, "stage", path, problems) for each in listed]
     sink = _part(table.SINKS, told.get("sink", {"kind": "folder"}), "sink", path, problems)
     rest = {name: told[name] for name in ("shard_size", "stop_when_failed") if name in told}
     problems += _number_problems(rest)
+    read = {name: others[name](value, path.parent, problems) for name, value in told.items() if name in others}
     if problems:
         raise UserError(f"recipe {path}:\n" + "\n".join(f"  {it}" for it in problems))
     assert isinstance(source, Source)
     assert isinstance(sink, Folder | Sink)
-    return Recipe(source, tuple(stages), sink, tuple(_names(listed)), told=json.loads(json.dumps(told)), **rest)
+    record = json.loads(json.dumps({name: value for name, value in told.items() if name in TOP}))
+    return Recipe(source, tuple(stages), sink, tuple(_names(listed)), told=record, others=read, **rest)
 
 
 def _part(kinds: Mapping[str, str], told: Any, what: str, path: Path, problems: list[str]) -> Any:

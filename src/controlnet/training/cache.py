@@ -2,7 +2,8 @@
 
 The noise of the posterior and the dropping of prompts come after the cache, from each sample's own draw, so the cache
 changes nothing in what is learned. What is stored is found by its content: the picture's bytes, what is seen of it, the
-weights that encode it. So trainings share a cache, a killed one goes on where it was, and what changed is made anew.
+weights that encode it. So trainings share a cache, a killed one goes on where it was, and what changed is made anew. A
+data set may bring a cache of its own, in a folder of that name: what is there is not made again.
 """
 
 import hashlib
@@ -31,12 +32,14 @@ from controlnet.training.encoded import (
     variant_key,
 )
 from controlnet.training.reader import Dataset, Reader, Sample, reader_of
-from controlnet.training.store import DiskStore, MemoryStore, Store
+from controlnet.training.store import DiskStore, MemoryStore, Over, Store
 from controlnet.training.streaming import Streamed
 from controlnet.training.survey import VERSION, survey_of
 
 __all__ = ["Caching", "Dataset", "Encoded", "encode", "fingerprint", "held_out_count"]
 
+CACHE = "cache"  # folder of a run, and of a data set that brings its own
+BUILD = "build.json"  # in the folder of a build, whose pairs may lie in a folder within it
 SHARD_BYTES = 128 * 2**20
 SHARD_SECONDS = 60.0  # what a killed process may lose
 
@@ -75,17 +78,18 @@ def encode(
     reader = reader_of(dataset)
     is_random = isinstance(dataset, Pairs) and dataset.transform.is_random
     variants = caching.variants if is_random else 1
-    survey = survey_of(reader, _multiple(base), folder, content, console)
+    ready = _own_cache(dataset, folder)
+    survey = survey_of(reader, _multiple(base), folder, content, console, ready)
     texts = list(dict.fromkeys(["", *survey.captions]))
     longest = max(texts, key=lambda text: len(base.tokenizers[0](text).input_ids))
-    cache = folder if caching.place == "disk" else None
+    places = _Places(folder if caching.place == "disk" else None, ready, console)
     moments = contexts = None
     context_keys: dict[str, str] = {}
     if caching.place != "off" and variants is not None:
         keys = [variant_key(variant) for variant in range(variants)]
-        moments = _latents(base, reader, survey.samples, keys, cache, console)
+        moments = _latents(base, reader, survey.samples, keys, places)
     if caching.place != "off":
-        contexts, context_keys = _contexts(base, texts, longest, cache, console)
+        contexts, context_keys = _contexts(base, texts, longest, places)
     return Encoded(
         reader,
         **asdict(survey),
@@ -158,19 +162,56 @@ def _multiple(base: Base) -> int:
     return base.factor * 2 ** (len(base.unet.config.block_out_channels) - 1)
 
 
+def _own_cache(dataset: Dataset, folder: Path) -> Path | None:
+    """The cache that a data set on disk brings, unless it is `folder` itself."""
+    if not isinstance(dataset, Pairs):
+        return None
+    place = Path(dataset.place)
+    home = place if place.is_dir() else place.parent
+    beside = [home.parent] if (home.parent / BUILD).is_file() else []
+    found = [each / CACHE for each in (home, *beside) if (each / CACHE).is_dir()]
+    return found[0] if found and found[0].resolve() != folder.resolve() else None
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where what is encoded is kept (None: in memory), and where it may be already."""
+
+    own: Path | None
+    ready: Path | None
+    console: Console
+
+    def store(self, kind: str, made_with: str) -> Store:
+        """Of what was made with these weights."""
+        name = f"{kind}-{hashlib.sha256(f'{VERSION} {made_with}'.encode()).hexdigest()[:16]}"
+        own = MemoryStore() if self.own is None else self._open(self.own / name)
+        return own if self.ready is None else Over(own, self._open(self.ready / name, is_ours=False))
+
+    def _open(self, folder: Path, is_ours: bool = True) -> Store:
+        store = DiskStore(folder, is_ours)
+        for told in store.broken:
+            self.console.print(f"{told}; what it held is made anew", style="yellow", markup=False)
+        return store
+
+    def tell(self, store: Store, keys: Iterable[str], what: str) -> None:
+        """How many of these are in the cache that the data set brought."""
+        if isinstance(store, Over):
+            every = set(keys)
+            lacking = len(store.ready.missing(every))
+            others = "; the others are not, for this base, size and precision" if lacking else ""
+            told = f"{self.ready}: {len(every) - lacking:,} of {len(every):,} {what} are encoded there{others}"
+            self.console.print(told, markup=False)
+
+
 def _latents(
-    base: Base,
-    reader: Reader,
-    samples: Sequence[int],
-    keys: Sequence[tuple[int, int]],
-    folder: Path | None,
-    console: Console,
+    base: Base, reader: Reader, samples: Sequence[int], keys: Sequence[tuple[int, int]], places: _Places
 ) -> Store:
     """The store with the latents of all samples in all versions; those that it lacked are made."""
     config = base.vae.config
     of = f"{weights_hash([base.vae])} {config.scaling_factor} {config.shift_factor} {_precision(base)}"
-    store = _open_store(folder, "latents", of, console)
+    store = places.store("latents", of)
     named = {latent_key(reader, sample, key): (sample, key) for key in keys for sample in samples}
+    places.tell(store, named, "pictures")
     tasks = [(key, *named[key]) for key in store.missing(named)]
     tasks.sort(key=lambda task: reader.size(task[1]))  # those of one size together; else in order
 
@@ -183,23 +224,28 @@ def _latents(
         mean_bchw, deviation_bchw = (part.to("cpu", _precision(base)) for part in encode_pictures(base, pictures_bhwc))
         return {"mean": mean_bchw, "deviation": deviation_bchw}
 
-    found = track(prefetched(read, tasks, reader.threads), "encoding pictures", len(tasks), console=console)
+    found = track(
+        prefetched(read, tasks, reader.threads),
+        "encoding pictures",
+        len(tasks),
+        console=places.console,
+        disable=not tasks,
+    )
     chunks = _chunks(found, ENCODED_AT_ONCE, lambda item: item[1].picture.shape)
     _fill(store, (([key for key, _ in chunk], encoded(chunk)) for chunk in chunks))
     return store
 
 
-def _contexts(
-    base: Base, texts: Sequence[str], longest: str, folder: Path | None, console: Console
-) -> tuple[Store, dict[str, str]]:
+def _contexts(base: Base, texts: Sequence[str], longest: str, places: _Places) -> tuple[Store, dict[str, str]]:
     """The store with the contexts of all distinct prompts and of the empty one, and where in it each is."""
-    store = _open_store(folder, "contexts", f"{weights_hash(base.text_encoders)} {base.dtype}", console)
+    store = places.store("contexts", f"{weights_hash(base.text_encoders)} {base.dtype}")
     # the tokens and not the text: another tokenizer, or a longer prompt among the others, makes another context
     ids_nkt = [tokenize(tokenizer, [*texts, longest]).numpy() for tokenizer in base.tokenizers]
     keys = {
         text: hashlib.sha256(b"".join(each[number].tobytes() for each in ids_nkt)).hexdigest()[:32]
         for number, text in enumerate(texts)
     }
+    places.tell(store, keys.values(), "prompts")
     absent = set(store.missing(keys.values()))
     lacking = [text for text, key in keys.items() if key in absent]
 
@@ -208,20 +254,10 @@ def _contexts(
         added = {name: x for name, x in (prompt.added or {}).items() if name != "time_ids"}  # each visit has its own
         return {name: x.to("cpu", base.dtype) for name, x in {"context": prompt.context_btd, **added}.items()}
 
-    found = track(lacking, "encoding prompts", console=console)
+    found = track(lacking, "encoding prompts", console=places.console, disable=not lacking)
     chunks = _chunks(found, ENCODED_AT_ONCE, lambda text: 0)
     _fill(store, (([keys[text] for text in chunk], encoded(chunk)) for chunk in chunks))
     return store, keys
-
-
-def _open_store(folder: Path | None, kind: str, made_with: str, console: Console) -> Store:
-    """Of what was made with these weights; without a folder in memory."""
-    if folder is None:
-        return MemoryStore()
-    store = DiskStore(folder / f"{kind}-{hashlib.sha256(f'{VERSION} {made_with}'.encode()).hexdigest()[:16]}")
-    for told in store.broken:
-        console.print(f"{told}; what it held is made anew", style="yellow", markup=False)
-    return store
 
 
 def _precision(base: Base) -> torch.dtype:

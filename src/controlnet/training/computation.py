@@ -8,12 +8,28 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from controlnet.base import Base
+from controlnet.base import Base, open_base
 from controlnet.checkpoints.folder import load_part
+from controlnet.devices import fastest_dtype
 from controlnet.errors import UserError
+from controlnet.training.config import TrainConfig
 from controlnet.training.options import ModelOptions
 
 ATTENTION = {"sdpa": AttnProcessor2_0, "plain": AttnProcessor}
+
+
+def opened(config: TrainConfig, base: Base | None = None) -> Base:
+    """The base that is trained on, set up; `base`, if given, stands for the config's.
+
+    UserError for one that is not there, and for one of inpainting.
+    """
+    if base is None:
+        dtype = fastest_dtype(config.precision, config.device)
+        base = open_base(device=config.device, dtype=dtype, **config.how_to_open())
+    if base.unet.config.in_channels != base.vae.config.latent_channels:
+        raise UserError(f"base {base.source} was made for inpainting; controls are trained on plain bases")
+    set_up(base, config)
+    return base
 
 
 def set_up(base: Base, options: ModelOptions) -> None:

@@ -16,15 +16,14 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from rich.console import Console
 
-from controlnet.base import Base, open_base
+from controlnet.base import Base
 from controlnet.checkpoints.control_file import NAME_IN_RUN, ControlMetadata
-from controlnet.devices import fastest_dtype
 from controlnet.errors import UserError
 from controlnet.evaluation.convergence import Convergence, Validation, find_convergence
 from controlnet.evaluation.fidelity import fit_ring
 from controlnet.speed import compile_parts
 from controlnet.training.beginning import module_options
-from controlnet.training.cache import Dataset, Encoded, encode, fingerprint, held_out_count
+from controlnet.training.cache import CACHE, Dataset, Encoded, encode, fingerprint, held_out_count
 from controlnet.training.callbacks import (
     KeepState,
     LendShares,
@@ -35,7 +34,7 @@ from controlnet.training.callbacks import (
     Validate,
 )
 from controlnet.training.checkpoint import SafetensorsIO
-from controlnet.training.computation import set_up
+from controlnet.training.computation import opened
 from controlnet.training.config import TrainConfig
 from controlnet.training.defaults import resolved, with_steps
 from controlnet.training.encoders import release_encoders
@@ -46,7 +45,7 @@ from controlnet.training.ranks import Ranks
 from controlnet.training.record import Record
 from controlnet.training.report import write_data_card
 from controlnet.training.sources import caching_of, open_pairs, open_validation
-from controlnet.training.start import CACHE, Start, begin, identity
+from controlnet.training.start import Start, begin, identity
 from controlnet.training.steps import Steps, loader
 from controlnet.training.stepwise import Stepping, StepwiseModule
 from controlnet.training.validation import HeldOut, own_hints
@@ -112,17 +111,11 @@ def open_all(
     if dataset is not None and (asked := [name for name in OF_FILES if getattr(config, name)]):
         raise UserError(f"{', '.join(asked)}: your own data set gives its pictures as they are; change them there")
     dataset = open_pairs(config) if dataset is None else dataset
-    if base is None:
-        base = open_base(
-            device=config.device, dtype=fastest_dtype(config.precision, config.device), **config.how_to_open()
-        )
-    if base.unet.config.in_channels != base.vae.config.latent_channels:
-        raise UserError(f"base {base.source} was made for inpainting; controls are trained on plain bases")
+    base = opened(config, base)
     if ranks.share_out and base.dtype == torch.float16:
         raise UserError(
             "--strategy fsdp in float16: its loss scale is not shared; expected --dtype bfloat16 or float32"
         )
-    set_up(base, config)
     config = replace(resolved(config, base), devices=ranks.devices, num_nodes=ranks.nodes)
     config = with_steps(config, _trained_on(config, len(dataset)))
     return config, dataset, base

@@ -10,13 +10,11 @@ from rich.console import Console
 from controlnet.atomic import write_atomically
 from controlnet.base import Base
 from controlnet.errors import UserError
-from controlnet.training.cache import Dataset, fingerprint
+from controlnet.training.cache import CACHE, Dataset, fingerprint
 from controlnet.training.checkpoint import checkpoints, go_back_to, last_good, sweep
 from controlnet.training.config import FREE, TrainConfig, check_same_run
 from controlnet.training.environment import environment
 from controlnet.training.ranks import Ranks
-
-CACHE = "cache"  # may be there before the run: another's, copied or linked, saves encoding the same pairs again
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def begin(config: TrainConfig, base: Base, dataset: Dataset, ranks: Ranks, conso
     now |= {"base_hash": base.hash(), "data_fingerprint": content}
     if path.exists():
         _tell_changes(path, now, console)
-    elif config.out.exists() and any(each.name != CACHE for each in config.out.iterdir()):
+    elif config.out.exists() and any(each.name != CACHE for each in config.out.iterdir()):  # another run's may be there
         raise UserError(f"{config.out} has files but no config.json, so it is no run; give --out a new folder")
     sweep(config.out)
     found = _checkpoint(config, console)

@@ -61,10 +61,10 @@ class MemoryStore(Store):
 class DiskStore(Store):
     """On disk. Can be sent to another process; what another adds is seen by the next that opens the folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, is_ours: bool = True) -> None:
+        self.folder, self.is_ours = folder, is_ours
         self.broken: list[str] = []
-        """Shards that could not be read and are gone: what they held is made anew."""
+        """Shards that could not be read, and if the folder is ours are gone: what they held is made anew."""
         self._places: dict[str, tuple[str, int]] = {}
         self._open: dict[str, Any] = {}
         for path in sorted(folder.glob("[!.]*.safetensors")):
@@ -96,6 +96,23 @@ class DiskStore(Store):
                 keys = json.loads(file.metadata()[KEYS])
         except Exception as error:  # safetensors has its own type, and what it lets through is broken otherwise
             self.broken.append(f"{path}: broken ({error})")
-            path.unlink(missing_ok=True)
+            if self.is_ours:
+                path.unlink(missing_ok=True)
             return
         self._places |= {key: (path.name, row) for row, key in enumerate(keys)}
+
+
+class Over(Store):
+    """What another store has already, and beside it one that what it lacks is added to."""
+
+    def __init__(self, own: Store, ready: Store) -> None:
+        self.own, self.ready = own, ready
+
+    def missing(self, keys: Iterable[str]) -> list[str]:
+        return self.own.missing(self.ready.missing(keys))
+
+    def get(self, key: str) -> dict[str, Tensor]:
+        return (self.own if self.ready.missing([key]) else self.ready).get(key)
+
+    def add(self, keys: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+        self.own.add(keys, tensors)

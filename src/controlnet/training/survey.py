@@ -30,12 +30,18 @@ class Survey:
     hint_channels: int
 
 
-def survey_of(reader: Reader, multiple: int, folder: Path, content: str, console: Console) -> Survey:
-    """What can be used; every pair is read the first time that this data is seen so. UserError when too much cannot."""
+def survey_of(
+    reader: Reader, multiple: int, folder: Path, content: str, console: Console, ready: Path | None = None
+) -> Survey:
+    """What can be used; every pair is read the first time that this data is seen so. UserError when too much cannot.
+
+    It is remembered in `folder`, if it is not already in `ready`.
+    """
     key = hashlib.sha256(f"{VERSION} {content} {reader.seen_as()} {multiple}".encode()).hexdigest()[:16]
-    path = folder / f"pairs-{key}.json"
-    if path.exists():
-        survey = _remembered(path)
+    name = f"pairs-{key}.json"
+    path = folder / name
+    if found := [place / name for place in (folder, ready) if place and (place / name).exists()]:
+        survey = _remembered(found[0])
     else:
         survey = _read_all(reader, multiple, console)
         text = json.dumps(asdict(survey), ensure_ascii=False)
