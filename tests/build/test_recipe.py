@@ -10,6 +10,8 @@ from controlnet.build.filters import Resize
 from controlnet.build.recipe import read_recipe
 from controlnet.build.table import STAGES, load
 from controlnet.errors import UserError
+from controlnet.training.ahead import OPTIONS
+from controlnet.training.config import TrainConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "build.md"
 
@@ -106,3 +108,11 @@ def test_the_page_tells_the_options_of_every_stage_and_their_true_defaults():
         told = re.findall(r"`(\w+)(?:\.\w+)?`(?: \(([\d.]+))?", re.sub(r"\((`[^)]*)\)", "", options))
         assert {name for name, _ in told} <= set(defaults), kind
         assert all(float(value) == defaults[name] for name, value in told if value), kind
+
+
+def test_the_page_tells_all_options_of_encoding():
+    section = PAGE.read_text().partition("## Encoded ahead")[2].partition("\n## ")[0]
+    first_cells = re.findall(r"^\| (`[^|]+) \|", section, flags=re.MULTILINE)
+    assert sorted(re.findall(r"`(\w+)`", " ".join(first_cells))) == sorted(OPTIONS)
+    for option, default in re.findall(r"^\| `(\w+)` \| `(\w+)` \|", section, flags=re.MULTILINE):
+        assert TrainConfig.__dataclass_fields__[option].default == default

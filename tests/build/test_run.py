@@ -73,6 +73,15 @@ def test_a_build_gives_pairs_to_train_on_and_a_row_for_every_candidate(recipe, t
     assert not (tmp_path / "out/work").exists()
 
 
+def test_pictures_without_a_caption_are_told_at_the_end(recipe, tmp_path, capsys):
+    assert run(["build", str(recipe), str(tmp_path / "all")]) == 0
+    assert "no caption" not in capsys.readouterr().err
+    for number in (2, 4, 11):  # the last is broken, so nobody misses its caption
+        (tmp_path / f"pictures/{number:03d}.txt").unlink()
+    assert run(["build", str(recipe), str(tmp_path / "out")]) == 0
+    assert "2 of them have no caption: add a stage caption" in capsys.readouterr().err.replace("\n", " ")
+
+
 def test_counts_add_up_at_every_stage(recipe, tmp_path, capsys):
     assert run(["build", str(recipe), str(tmp_path / "out")]) == 0
     counts = json.loads((tmp_path / "out/counts.json").read_text())

@@ -62,6 +62,12 @@ def test_a_folder_gives_its_pictures_with_what_is_known_of_them(tmp_path):
     assert rows[0].files["image"] == made.picture(0)
 
 
+def test_pictures_without_a_caption_may_be_given_one(tmp_path):
+    (made.folder(tmp_path / "in", 3) / "001.txt").unlink()
+    rows = Files(path=tmp_path / "in", caption="a shape").rows()
+    assert [row.text for row in rows] == ["shape 0", "a shape", "shape 2"]
+
+
 def test_what_is_no_picture_is_a_row_that_says_so(tmp_path):
     made.folder(tmp_path / "in", 2)
     (tmp_path / "in/001.png").write_bytes(made.picture(1)[:200])

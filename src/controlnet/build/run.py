@@ -10,6 +10,7 @@ shards/           the last shards, every row in them, wanted or not
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -40,6 +41,8 @@ class Built:
     shards: list[Shard]
     counts: dict[str, Counts]
     """By stage, of the whole build; the source's first."""
+    wordless: int
+    """Rows that are wanted and have no caption."""
 
     @property
     def rows(self) -> int:
@@ -85,7 +88,7 @@ def build(
     _write_json(out / "counts.json", {name: count.to_json() for name, count in counts.items()})
     if not keep_work:
         shutil.rmtree(out / "work", ignore_errors=True)
-    return Built(shards, counts)
+    return Built(shards, counts, sum(shard.manifest.get("wordless", 0) for shard in shards))
 
 
 def _begin(recipe: Recipe, out: Path) -> None:
@@ -113,15 +116,16 @@ def _write_source(recipe: Recipe, folder: Path, report: Report) -> None:
     """Shards of what the source gives."""
     if _is_complete(folder):
         return
-    number = 0
+    number, since = 0, time.monotonic()
     for number, rows in enumerate(_chunks(recipe.source, recipe.shard_size), start=1):
         shard = Shard(folder, number - 1)
         if not shard.is_done:
             rows = [row if row.status == "ok" else replace(row, stage=SOURCE) for row in rows]
-            counts = {SOURCE: Counts.of(len(rows), rows, 0)}
+            counts = {SOURCE: Counts.of(len(rows), rows, time.monotonic() - since)}
             refuse_hopeless(counts, recipe.stop_when_failed)
             shard.write(rows, {"stages": {SOURCE: counts[SOURCE].to_json()}})
             report(counts)
+        since = time.monotonic()
     if not number:
         raise UserError("the source of the recipe gives no rows; check its options")
     _complete(folder)

@@ -75,9 +75,10 @@ class ShardWork:
         return rows, counts
 
     def _refuse(self, rows: list[Row]) -> tuple[list[Row], Counts]:
-        live = [row for row in rows if row.status == "ok"]
+        start, live = time.monotonic(), [row for row in rows if row.status == "ok"]
         judged = [self._judged(row) for row in live]
-        return judged + [row for row in rows if row.status != "ok"], Counts.of(len(live), judged, 0)
+        counts = Counts.of(len(live), judged, time.monotonic() - start)
+        return judged + [row for row in rows if row.status != "ok"], counts
 
     def _judged(self, row: Row) -> Row:
         if row.id not in self.refusals:
@@ -89,13 +90,15 @@ class ShardWork:
         if self.is_retry:
             rows = [_fresh(row) if may_succeed_later(row, {name: stage}) else row for row in rows]
         live = [row for row in rows if row.status == "ok"]
-        start, results = time.monotonic(), list[Row]()
+        seconds, results = 0.0, list[Row]()
         turn: AbstractContextManager[Any] = ON_DEVICE if stage.place == "device" else nullcontext()
         at_once = stage.rows_at_once
         for first in range(0, len(live), at_once):
             with turn:
+                start = time.monotonic()
                 results += self.works[name](live[first : first + at_once])
-        counts = Counts.of(len(live), results, time.monotonic() - start)
+                seconds += time.monotonic() - start
+        counts = Counts.of(len(live), results, seconds)
         assert counts.adds_up, (name, counts)
         ended = [replace(row, stage=name, files={}) for row in results if row.status != "ok"]
         return [row for row in results if row.status == "ok"] + ended + [r for r in rows if r.status != "ok"], counts

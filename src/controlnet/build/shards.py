@@ -58,6 +58,7 @@ class Shard:
         content = {
             "rows": len(rows),
             "ok": sum(row.status == "ok" for row in rows),
+            "wordless": sum(row.status == "ok" and not row.text for row in rows),
             "tar_sha256": hashlib.sha256(tar).hexdigest(),
             "parquet_sha256": hashlib.sha256(table).hexdigest(),
             **report,

@@ -79,12 +79,14 @@ class Files(Source):
     """A folder of pictures, or a glob."""
     prompts: Path | None = None
     """Table with file_name and text; by default metadata.jsonl or .csv there, and text files beside the pictures."""
+    caption: str | None = None
+    """Of those that have none."""
     license: str | None = None
     """Of all of them."""
 
     def rows(self) -> Iterator[Row]:
         for picture in find_pictures(str(self.path), Path("/nonexistent"), self.prompts).items:
-            known = {"caption": picture.prompt, "license": self.license, "source": picture.label}
+            known = {"caption": picture.prompt or self.caption, "license": self.license, "source": picture.label}
             row = Row(identify(picture.label), {name: value for name, value in known.items() if value})
             if not isinstance(picture.source, Path | bytes):
                 raise UserError(f"{self.path}: pictures of a build are files; take the frames out of a video first")

@@ -10,8 +10,12 @@ from controlnet.cli.common import Compute
 from controlnet.errors import UserError
 
 if TYPE_CHECKING:
-    from controlnet.build.counts import Counts
+    from collections.abc import Sequence
+
     from controlnet.build.engine import Engine
+    from controlnet.training.ahead import Ahead
+
+CAPTIONS = "add a stage caption, text files beside the pictures, or the option `caption` of the source files"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,24 +50,31 @@ class Build(Compute):
         from controlnet.build.recipe import read_recipe
         from controlnet.build.run import build
         from controlnet.build.stage import Context
+        from controlnet.cli.build_progress import Progress, stage_table
         from controlnet.data.workers import cores
 
-        console = Console(stderr=True)
-        recipe = read_recipe(self.recipe)
+        console = Console(stderr=True, highlight=False)
+        recipe = read_recipe(self.recipe, {"encode": _read_encode})
+        ahead: Ahead | None = recipe.others.get("encode")
+        if ahead is not None:
+            self._check(ahead, recipe.names)
         context = Context(self.device, self.dtype, self.weights_dir, self.connections)
         engine = Threads(self.workers or cores() + 1) if self.ray is None else self._on_ray(self.ray)
-        with console.status("") as status:
-            so_far: dict[str, Counts] = {}
+        with Progress(f"building {self.out}", console) as progress:
+            built = build(recipe, self.out, context, engine, progress.report, self.keep_work, self.retry_failed)
+        Console().print(stage_table(built.counts, progress.pace, with_reasons=True))
+        print(f"{built.rows:,} rows in {len(built.shards)} shard{'s' * (len(built.shards) > 1)} in {self.out}")
+        if built.wordless:
+            console.print(f"{built.wordless:,} of them have no caption: {CAPTIONS}", style="yellow", markup=False)
+        if ahead is not None:
+            count = ahead.encode(self.out, console, self.device)
+            print(f"{count:,} pairs encoded in {self.out / 'cache'}, for: {ahead.command(self.out)}")
 
-            def report(counts: "dict[str, Counts]") -> None:
-                from controlnet.build.counts import total
-
-                so_far.update(total([so_far, counts]))
-                status.update(", ".join(f"{name} {count.left:,}/{count.came:,}" for name, count in so_far.items()))
-
-            built = build(recipe, self.out, context, engine, report, self.keep_work, self.retry_failed)
-        Console().print(_table(built.counts))
-        print(f"{built.rows:,} rows in {len(built.shards)} shards in {self.out}")
+    def _check(self, ahead: "Ahead", stages: "Sequence[str]") -> None:
+        """Whether what a finished build is to be encoded with is there, before hours of work; else UserError."""
+        if not any(name.startswith("annotate") for name in stages):
+            raise UserError(f"recipe {self.recipe}: encode: a training needs hints; add a stage annotate")
+        ahead.check(self.device)
 
     def _on_ray(self, address: str) -> "Engine":
         from importlib.util import find_spec
@@ -144,14 +155,8 @@ class Search(Compute):
         print(self.out)
 
 
-def _table(counts: "dict[str, Counts]") -> object:
-    """What became of the rows, stage by stage."""
-    from rich.table import Table
+def _read_encode(told: object, folder: Path, problems: list[str]) -> object:
+    """The table [encode] of a recipe."""
+    from controlnet.training.ahead import read_ahead
 
-    table = Table("stage", "in", "made", "out", "dropped", "failed", "why")
-    for name, count in counts.items():
-        reasons = (count.dropped + count.failed).most_common()
-        why = "\n".join(f"{reason}: {times:,}" for reason, times in reasons)
-        numbers = (count.came, count.made, count.left, count.dropped.total(), count.failed.total())
-        table.add_row(name, *(f"{number:,}" for number in numbers), why)
-    return table
+    return read_ahead(told, folder, problems)
