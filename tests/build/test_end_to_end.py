@@ -87,6 +87,37 @@ def test_the_embedded_base_trains_on_the_shards_of_a_build(place, clip_folder, t
     assert list((tmp_path / "run").rglob("*.safetensors"))
 
 
+def test_the_recipe_of_edges_runs_with_nothing_but_drawn_pictures(tmp_path, monkeypatch, capfd):
+    """As docs/build.md tells it to a newcomer."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "edges.toml").write_text((ROOT / "docs/recipes/edges.toml").read_text())
+    assert run(["data", "circles", "pictures", "--count", "20", "--size", "128"]) == 0
+    assert run(["build", "edges.toml", "edges", "--device", "cpu"]) == 0
+    assert "20 pairs encoded in edges/cache, for: controlnet train --data edges" in capfd.readouterr().out
+    pairs = Pairs(tmp_path / "edges")
+    assert len(pairs) == 20
+    assert pairs.meaning["condition"] == "canny"
+    for pair in pairs:
+        assert pair["jpg"].shape == pair["hint"].shape == (128, 128, 3)
+        assert "circle with" in pair["txt"]
+    assert sum(pair["hint"].any() for pair in pairs) >= 18, "few discs are so like their ground that nothing is seen"
+    assert run(["data", "check", "edges"]) == 0
+    assert run(["data", "report", "edges", "edges.html"]) == 0
+
+
+@pytest.mark.slow
+def test_the_embedded_base_trains_on_the_edges_without_encoding_anything(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "edges.toml").write_text((ROOT / "docs/recipes/edges.toml").read_text())
+    assert run(["data", "circles", "pictures", "--count", "20", "--size", "128"]) == 0
+    assert run(["build", "edges.toml", "edges", "--device", "cpu"]) == 0
+    command = ["train", "--data", "edges", "--out", "run", "--max-train-steps", "2", "--train-batch-size", "2"]
+    assert run([*command, "--num-validation-images", "1", "--device", "cpu"]) == 0
+    assert "edges/cache: 20 of 20 pictures are encoded there" in capfd.readouterr().err
+    assert not (tmp_path / "run/cache").exists()
+    assert (tmp_path / "run/control.safetensors").is_file()
+
+
 def test_the_recipe_of_rooms_asks_for_every_kind_of_room_from_the_beginning():
     rooms = read_recipe(ROOT / "docs/recipes/interior_design.toml")
     prompts = [row.values["prompt"] for row in rooms.source.rows()]

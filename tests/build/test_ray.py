@@ -10,7 +10,10 @@ import psutil
 import pytest
 
 from build import made
+from build.test_download import add_up, recipe
 from build.test_run import files
+from build.web import Web
+from controlnet.build.engine import Threads
 from controlnet.build.ray_engine import OnRay
 from controlnet.build.recipe import make_recipe
 from controlnet.build.run import build
@@ -134,6 +137,39 @@ def test_an_error_of_a_stage_ends_the_run_in_words_and_nothing_goes_on(nodes, to
         time.sleep(0.05)
     assert not nodes.actors()
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_rows_that_failed_for_now_are_taken_up_again_as_in_one_process(nodes, tmp_path):
+    """A host that is back when all else is done: its rows go through the stages that follow, though a worker is killed
+    meanwhile. Later another is up: a finished build takes up its rows, on the cluster as in one process."""
+    killed = []
+    with Web() as web:
+        late = [f"{number}.jpg" for number in range(0, 30, 3)]
+        urls = [web.url(f"{number}.jpg", "late" if number % 3 == 0 else "plain") for number in range(30)]
+        urls += [web.url("3.jpg"), web.url("404"), *(web.url(f"{number}.jpg", "down") for number in range(40, 43))]
+        stages = [{"kind": "resize", "size": 32}, {"kind": "duplicates"}, CANNY]
+        made = recipe(tmp_path, web, urls, *stages, size=6)
+        for name in ("threads", "ray"):
+
+            def mend(counts, name=name):
+                web.is_mended = all(web.times(path, "late") >= 2 for path in late)  # each shard has failed at them
+                if name == "ray" and web.is_mended and not killed:
+                    killed.append(nodes.actors()[0])
+                    os.kill(killed[0], signal.SIGKILL)
+
+            web.begin_anew()
+            out, engine = tmp_path / name, Threads(2) if name == "threads" else OnRay(nodes.address, workers=2)
+            built = build(made, out, engine=engine, report=mend)
+            assert built.counts["download"].failed == {"http 503": 3, "http 404": 1}
+            assert web.times("40.jpg", "down") == 4, "twice, and twice again when all others were done"
+            web.is_up = True
+            built = build(made, out, engine=engine, retry_failed=True)
+            assert built.counts["download"].failed == {"http 404": 1}
+            assert built.counts["duplicates"].dropped == {"duplicate by phash": 1}
+            assert built.rows == 33
+            add_up(out)
+    assert killed
+    assert files(tmp_path / "ray") == files(tmp_path / "threads")
 
 
 @pytest.mark.slow

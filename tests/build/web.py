@@ -63,7 +63,8 @@ class Web:
         """Site and path of every request, but for robots.txt."""
         self.peak: Counter[str] = Counter()
         self.agents: set[str] = set()
-        self.is_mended = False
+        self.is_mended, self.is_up = False, False
+        """Of the site `late`, of the site `down`."""
         self._under_way: Counter[str] = Counter()
         self._times: defaultdict[tuple[str, str], int] = defaultdict(int)
         self.ports: dict[str, int] = {}
@@ -97,6 +98,15 @@ class Web:
             [port] = {socket.getsockname()[1] for socket in site._server.sockets}
             self.ports[name] = port
         self._names = {port: name for name, port in self.ports.items()}
+
+    def begin_anew(self) -> None:
+        """As when it was opened."""
+        self.is_mended, self.is_up = False, False
+        self._times.clear()
+
+    def times(self, path: str, site: str) -> int:
+        """How often it was asked for."""
+        return self._times[site, path]
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -133,7 +143,7 @@ class Web:
 
     async def _of_site(self, site: str, time: int) -> web.Response | None:
         """What a site has in store before it answers as the others do."""
-        if site == "down" or (site == "late" and not self.is_mended):
+        if (site == "down" and not self.is_up) or (site == "late" and not self.is_mended):
             return web.Response(status=503)
         if site == "flaky" and time == 1:
             return web.Response(status=500)

@@ -16,7 +16,7 @@ from controlnet.training.ranks import Ranks, _buckets
 from controlnet.training.run import train
 from controlnet.training.steps import Place, Steps
 from tiny_processes import children, command, is_alive, start, wait_for_step
-from tiny_runs import distance, make_config, seen_samples, train_until, unvalidated
+from tiny_runs import differences, distance, make_config, seen_samples, train_until, unvalidated
 
 OPTIONS = {"train_batch_size": 2, "lr_scheduler": "cosine"}
 
@@ -46,6 +46,50 @@ def test_two_processes_train_as_one_does_and_one_goes_on_with_the_order_of_two(
         train_until(4, config, base)
     assert seen_by_one == seen[2:4]
     assert distance(one, two, 4) < 1e-3
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build of 24 pictures in four tars."""
+    from build import made
+    from controlnet.build.recipe import make_recipe
+    from controlnet.build.run import build
+
+    folder = tmp_path_factory.mktemp("shards")
+    told = {
+        "source": {"kind": "files", "path": str(made.folder(folder / "pictures", 24))},
+        "shard_size": 7,
+        "stage": [{"kind": "annotate", "condition": "canny", "options": {"detect_resolution": 64}}],
+        "sink": {"kind": "webdataset"},
+    }
+    build(make_recipe(told, folder / "recipe.toml"), folder / "out")
+    return folder / "out"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_two_processes_train_from_shards_in_the_order_of_one_and_a_resume_is_exact(
+    base: Base, base_folder: Path, shards: Path, tmp_path: Path, group: list["subprocess.Popen[str]"], workers: int
+) -> None:
+    """Past the end of an epoch of 18 pairs, by tars that are read at any place, also by processes of the loader."""
+    one, two, whole, last = tmp_path / "one", tmp_path / "two", tmp_path / "whole", 9
+    with unvalidated():
+        train_until(last - 1, make_config(shards, one, last, gradient_accumulation_steps=2, checkpointing_steps=1,
+                                          checkpoints_total_limit=100, **OPTIONS), base)  # fmt: skip
+    more = ["--dataloader-num-workers", str(workers)]
+    for out, is_stopped in ((two, True), (whole, False), (two, False)):
+        group.append(start("itself", command(base_folder, shards, out, last, *more)))
+        if is_stopped:
+            wait_for_step(two, 3, group[-1])
+            group[-1].send_signal(signal.SIGTERM)
+        _, errors = group[-1].communicate(timeout=600)
+        assert group[-1].returncode == (143 if is_stopped else 0), errors
+        assert ("stopped at step" in errors) == is_stopped
+    assert len(list((shards / "shards").glob("*.tar"))) == 4
+    for step in range(1, last):
+        assert distance(one, whole, step) < 1e-3, "the same pairs and noise at each step"
+    for step in (4, last):
+        assert not differences(whole, two, step), "bit for bit as undisturbed"
 
 
 @pytest.mark.slow
