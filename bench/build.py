@@ -1,19 +1,20 @@
 """How fast data sets are built: downloads, canny, what the executor itself costs, and a cluster beside one process.
 
-    python bench/build.py [--quick] [--json FILE]
+    python bench/build.py [--quick] [--only executor|canny|ray|downloads|memory] [--json FILE]
 
 Downloads are those of `bench/downloads.py`. Canny goes from JPEG at 512 pixels to shards with both files. The executor
 is measured over simulated rows, a dozen columns and no picture, through three stages that do nothing; its memory is
 that of the process. Ray is begun on this machine, with a worker for each core; its start and that of its workers are
-told apart. The last line has the downloads a second.
+told apart. The last line has the downloads a second, where they are measured.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import psutil
 import tyro
@@ -34,6 +35,9 @@ from controlnet.build.sources import Files
 from controlnet.build.stage import Context, Source, Stage, Work
 from controlnet.data.workers import cores
 from controlnet.images import encoded
+
+Part = Literal["executor", "canny", "ray", "memory", "downloads"]
+Figures = tuple[dict[str, float], str]  # of a part, and what to tell of them
 
 SMALL = 64  # pixels a side of the pictures that cost little
 KNOWN = {
@@ -105,7 +109,7 @@ def seconds(
     return spent
 
 
-def executor(count: int, folder: Path) -> dict[str, float]:
+def executor(count: int, folder: Path) -> Figures:
     """Milliseconds a row, and megabytes of the process after a tenth of the work and at most."""
     process, seen = psutil.Process(), [0]
     stages: dict[str, Stage] = {f"nothing-{number}": Nothing() for number in range(3)}
@@ -114,19 +118,21 @@ def executor(count: int, folder: Path) -> dict[str, float]:
         seen.append(max(seen[-1], process.memory_info().rss))
 
     spent = seconds(Simulated(count=count), stages, folder / "executor", report=note)
-    return {"ms": 1000 * spent / count, "tenth MB": seen[len(seen) // 10] / 1e6, "whole MB": seen[-1] / 1e6}
+    figures = {"ms": 1000 * spent / count, "tenth MB": seen[len(seen) // 10] / 1e6, "whole MB": seen[-1] / 1e6}
+    return figures, f"executor: {figures['ms']:.3f} ms a row; {_memory(figures, count)}"
 
 
-def canny_rate(count: int, folder: Path) -> float:
+def canny_rate(count: int, folder: Path) -> Figures:
     """Pictures a second from JPEG files to shards."""
     pictures = folder / "pictures"
     pictures.mkdir()
     for number, picture in enumerate(crops(count)):
         Image.fromarray(picture).save(pictures / f"{number:05d}.jpg", quality=90)
-    return count / seconds(Files(path=pictures), {"annotate": Annotate(condition="canny")}, folder / "canny")
+    rate = count / seconds(Files(path=pictures), {"annotate": Annotate(condition="canny")}, folder / "canny")
+    return {"rate": rate}, f"canny at {SIDE}, from JPEG files to shards: {rate:.0f} pictures/s"
 
 
-def beside_ray(count: int, folder: Path) -> dict[str, float]:
+def beside_ray(count: int, folder: Path) -> Figures:
     """Seconds in this process and on a cluster of as many workers as cores, and for that to begin."""
     threads = seconds(Small(count=count), CHEAP, folder / "threads", Threads(cores() + 1))
     start = time.perf_counter()
@@ -134,41 +140,60 @@ def beside_ray(count: int, folder: Path) -> dict[str, float]:
     seconds(Small(count=1024), CHEAP, folder / "first", cluster)
     begun = time.perf_counter() - start
     on_ray = seconds(Small(count=count), CHEAP, folder / "ray", cluster)
-    return {"threads": threads, "ray": on_ray, "ratio": on_ray / threads, "start": begun}
+    figures = {"threads": threads, "ray": on_ray, "ratio": on_ray / threads, "start": begun}
+    return figures, (
+        f"{count:,} rows of small pictures: {threads:.1f} s in this process, {on_ray:.1f} s on Ray, ratio "
+        f"{figures['ratio']:.2f} (its start: {begun:.1f} s)"
+    )
 
 
-def main(quick: bool = False, json: Path | None = None) -> None:
+def of_failures(count: int, folder: Path) -> Figures:
+    """Megabytes of the process while downloads fail at once."""
+    with server() as host:
+        tenth, whole = (size / 1e6 for size in memory(host, count, folder / "memory"))
+    figures = {"tenth MB": tenth, "whole MB": whole}
+    return figures, f"downloads that fail: {_memory(figures, count)}"
+
+
+def download_rate(count: int, folder: Path) -> Figures:
+    """Downloads a second into shards."""
+    with server() as host:
+        download(host, 200, folder / "warm")
+        rate = count / download(host, count, folder / "downloads")
+    return {"rate": rate}, f"downloads of 256x256 JPEG from this machine: {rate:.0f}/s"
+
+
+def _memory(figures: dict[str, float], count: int) -> str:
+    return f"memory {figures['tenth MB']:.0f} MB after a tenth of {count:,} rows, {figures['whole MB']:.0f} MB at most"
+
+
+def main(quick: bool = False, only: Part | None = None, json: Path | None = None) -> None:
     """Measure.
 
     Args:
         quick: Fewer rows, under three minutes.
+        only: This part alone.
         json: Also write the figures to this file.
     """
     downloads, pictures, rows = (2_000, 600, 20_000) if quick else (10_000, 4_000, 100_000)
+    figures: dict[str, dict[str, float]] = {}
     with TemporaryDirectory() as place:
         folder = Path(place)
-        of_executor = executor(rows, folder)
-        print(
-            f"executor: {of_executor['ms']:.3f} ms a row; memory {of_executor['tenth MB']:.0f} MB after a tenth of "
-            f"{rows:,} rows, {of_executor['whole MB']:.0f} MB at most"
-        )
-        canny = canny_rate(pictures, folder)
-        print(f"canny at {SIDE}, from JPEG files to shards: {canny:.0f} pictures/s")
-        ray = beside_ray(5_000, folder)
-        print(
-            f"5,000 rows of small pictures: {ray['threads']:.1f} s in this process, {ray['ray']:.1f} s on Ray, ratio "
-            f"{ray['ratio']:.2f} (its start: {ray['start']:.1f} s)"
-        )
-        with server() as host:
-            download(host, 200, folder / "warm")
-            rate = downloads / download(host, downloads, folder / "downloads")
-            tenth, whole = (size / 1e6 for size in memory(host, rows, folder / "memory"))
-    print(f"downloads that fail: memory {tenth:.0f} MB after a tenth of {rows:,} rows, {whole:.0f} MB at most")
+        parts: dict[Part, Callable[[], Figures]] = {
+            "executor": lambda: executor(rows, folder),
+            "canny": lambda: canny_rate(pictures, folder),
+            "ray": lambda: beside_ray(5_000, folder),
+            "memory": lambda: of_failures(rows, folder),
+            "downloads": lambda: download_rate(downloads, folder),
+        }
+        for name, measure in parts.items():
+            if only in (None, name):
+                figures[name], told = measure()
+                print(told, flush=True)
     if json is not None:
-        of_downloads = {"rate": rate, "tenth MB": tenth, "whole MB": whole}
-        figures = {"executor": of_executor, "canny": canny, "ray": ray, "downloads": of_downloads}
         json.write_text(dumps(figures, indent=2) + "\n", encoding="utf-8")
-    print(f"rate {rate:.0f}")
+    if "downloads" in figures:
+        print(f"rate {figures['downloads']['rate']:.0f}")
 
 
 if __name__ == "__main__":
