@@ -99,7 +99,6 @@ def test_a_person_is_moved_by_a_limb_scaled_by_a_corner_and_turned_by_the_handle
         assert is_close(a, (middle[0] - (b[1] - middle[1]), middle[1] + (b[0] - middle[0])))
 
 
-@pytest.mark.slow
 def test_people_are_added_copied_mirrored_and_deleted(pose: Shown) -> None:
     one = bodies(pose.read())
     two = bodies(pose.value_after(lambda: pose.press("Copy person")))
@@ -134,7 +133,6 @@ def test_the_keyboard_goes_from_joint_to_joint_moves_and_hides(pose: Shown) -> N
     assert bodies(pose.value_after(lambda: pose.press("Show neck")))[0] == moved
 
 
-@pytest.mark.slow
 def test_the_tab_key_leaves_the_canvas_after_the_last_joint(pose: Shown) -> None:
     for _ in range(len(BODY)):
         pose.page.keyboard.press("Tab")
@@ -149,7 +147,6 @@ def test_a_finger_drags_a_joint(pose: Shown) -> None:
     assert is_close(place(after, NOSE), (220, 40))
 
 
-@pytest.mark.slow
 def test_a_hand_goes_with_its_wrist(pose: Shown) -> None:
     hand = tuple(Keypoint(100.0 + i, 200.0) for i in range(21))
     body = tuple(Keypoint(40.0, 60.0) if joint == ELBOW else Keypoint(100.0, 200.0) if joint == WRIST else None

@@ -139,7 +139,6 @@ def test_a_file_that_is_no_picture_is_refused_in_words(scribble: Shown, tmp_path
     one.page.get_by_text("no picture that can be read").wait_for()
 
 
-@pytest.mark.slow
 def test_a_photograph_gives_a_blank_canvas_its_size_and_is_no_part_of_the_hint(scribble: Shown, tmp_path: Path) -> None:
     photo = np.random.default_rng(0).integers(0, 255, (384, 576, 3)).astype(np.uint8)
     value = open_file(empty(scribble), "Photograph behind", png(photo, tmp_path / "photo.png"))
@@ -165,7 +164,6 @@ def test_what_python_sends_is_shown_and_can_be_drawn_on(scribble: Shown) -> None
     one.press("Remove photograph")
 
 
-@pytest.mark.slow
 def test_a_larger_canvas_keeps_the_drawing_in_its_middle(scribble: Shown) -> None:
     one = empty(scribble)
     before = strokes(one.value_after(lambda: one.drag((20, 20), (200, 40))))
@@ -192,7 +190,6 @@ def test_a_mask_is_filled_and_inverted_exactly(mask: Shown) -> None:
     one.press("Brush")
 
 
-@pytest.mark.slow
 def test_a_mask_saves_as_a_picture_of_itself(mask: Shown) -> None:
     one = empty(mask)
     value = one.value_after(lambda: one.drag((20, 90), (200, 120)))

@@ -74,7 +74,6 @@ def test_a_polygon_has_exactly_the_pixels_inside_it(seg: Shown) -> None:
     assert (indices == np.where(inside(clicked), SKYSCRAPER, NONE)).all()
 
 
-@pytest.mark.slow
 def test_the_eyedropper_takes_a_class_that_shares_its_colour_with_another(seg: Shown) -> None:
     assert (PALETTE[ROAD] == PALETTE[SKYSCRAPER]).all()
     seg.send(segment_value(np.where(HALVES == SKY, SKYSCRAPER, ROAD)))
@@ -84,7 +83,6 @@ def test_the_eyedropper_takes_a_class_that_shares_its_colour_with_another(seg: S
     assert (segment_indices(seg.value_after(lambda: seg.click((100, 200)))) == SKYSCRAPER).all()
 
 
-@pytest.mark.slow
 def test_the_eraser_leaves_no_class(seg: Shown) -> None:
     seg.send(segment_value(HALVES))
     seg.press("Eraser")
@@ -95,7 +93,6 @@ def test_the_eraser_leaves_no_class(seg: Shown) -> None:
     assert not segment_hint(value)[indices == NONE].any()
 
 
-@pytest.mark.slow
 def test_a_finger_paints(seg: Shown) -> None:
     choose(seg, "sea")
     indices = segment_indices(seg.value_after(lambda: seg.touch([(40, 40), (80, 40), (120, 40)])))
@@ -109,7 +106,6 @@ def test_the_search_finds_classes_by_parts_of_their_names(seg: Shown) -> None:
     assert [text.strip() for text in options.all_inner_texts()] == ["pool table"]
 
 
-@pytest.mark.slow
 def test_a_map_from_elsewhere_is_snapped_and_says_how_much_was_off(seg: Shown, tmp_path: Path) -> None:
     colours = PALETTE[HALVES].copy()
     colours[:3, :10] += 2
@@ -124,7 +120,6 @@ def test_a_map_from_elsewhere_is_snapped_and_says_how_much_was_off(seg: Shown, t
     seg.page.get_by_text("30 pixels were off the palette").wait_for()
 
 
-@pytest.mark.slow
 def test_the_saved_png_holds_indices_and_opens_as_the_same_classes(seg: Shown) -> None:
     classes = np.where(HALVES == SKY, SKYSCRAPER, ROAD).astype(np.uint8)
     classes[:20] = NONE

@@ -4,6 +4,7 @@ import struct
 import zlib
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Locator
 
 from studio_page import done, go, kept, number, ready
@@ -86,6 +87,41 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(9))) + chunk(b"IEND", b"")
 
 
+MADE = """size => { const made = new DataTransfer();
+  made.items.add(new File([new ArrayBuffer(size)], "large.png", { type: "image/png" })); return made }"""
+PASTE = "files => document.body.dispatchEvent(new ClipboardEvent('paste', { clipboardData: files, bubbles: true }))"
+
+
+def test_a_file_that_is_too_large_is_refused_on_the_page_before_it_is_sent(page, tmp_path):
+    sent: list[str] = []
+    page.on("request", lambda it: sent.append(it.url) if it.url.partition("?")[0].endswith("/upload") else None)
+    ready(page)
+    page.get_by_label("Remove Image").first.click()
+    large, small = tmp_path / "large.png", tmp_path / "small.png"
+    with large.open("wb") as file:
+        file.truncate(200 * 2**20)
+    chosen = page.locator("input[type=file]").first
+    chosen.set_input_files(large)
+    closed(page, "large.png: 200 MB; expected at most 20 MB. Nothing was sent.")
+    files = page.evaluate_handle(MADE, 21 * 2**20)
+    page.get_by_text("Drop Image Here").first.dispatch_event("drop", {"dataTransfer": files})
+    closed(page, "large.png: 21 MB; expected at most 20 MB. Nothing was sent.")
+    page.evaluate(PASTE, files)
+    closed(page, "large.png: 21 MB; expected at most 20 MB. Nothing was sent.")
+    assert sent == []
+    Image.new("RGB", (64, 64)).save(small)
+    chosen.set_input_files(small)
+    ready(page)
+    assert len(sent) == 1
+
+
+def closed(page, words: str) -> None:
+    """The message is there, and goes when it is clicked."""
+    message = page.get_by_role("alert").filter(has_text=words)
+    message.click()
+    message.wait_for(state="detached")
+
+
 def annotated(studio, place: str) -> str:
     """What the endpoint says of a picture at `place`."""
     picture = {"path": place, "meta": {"_type": "gradio.FileData"}}
@@ -95,5 +131,7 @@ def annotated(studio, place: str) -> str:
 def test_hostile_pictures_addresses_and_paths_are_refused_with_a_word(studio):
     assert "900000000 pixels" in annotated(studio, uploaded(studio, bomb(), "bomb.png"))
     assert "expected PNG" in annotated(studio, uploaded(studio, b"<svg/>", "drawing.svg"))
-    assert "event: error" in annotated(studio, "/etc/passwd")
-    assert "event: error" in annotated(studio, f"{studio.url}/favicon.ico")
+    assert "not uploaded here" in annotated(studio, "/etc/passwd")
+    assert "addresses are not taken" in annotated(studio, f"{studio.url}/favicon.ico")
+    assert "values that cannot be taken" in called(studio, "annotate", [{"path": 5}, "canny", {}])[1]
+    assert "Traceback" not in studio.log

@@ -1,5 +1,6 @@
 """`controlnet studio`: the web app."""
 
+import gc
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,8 @@ class Studio(Compute):
     """A training to follow: the folder of its run; its control can be chosen, too."""
     lora: Path | None = None
     """Folder of LoRAs (.safetensors) to choose from."""
+    weights_dir: Path | None = None
+    """Folder with the annotators' networks, for a machine that does not reach the hub."""
     data: Path | None = None
     """Folder whose folders are data sets, to train on; by default OUT/data."""
     out: Path = Path("studio")
@@ -44,12 +47,23 @@ class Studio(Compute):
     """Offer the endpoints as tools to language models, too (Model Context Protocol)."""
 
     def __call__(self) -> None:
+        gc.disable()  # until it is open: of the millions of objects that imports make, none is garbage
         from controlnet.generation.request import complaint
         from controlnet.studio.offer import Offer
         from controlnet.studio.server import Door, serve
 
         bases = self.base or ("embedded",)
-        given = (bases, self.control, self.run, self.lora, self.data, self.out, self.device, self.dtype)
+        given = (
+            bases,
+            self.control,
+            self.run,
+            self.lora,
+            self.data,
+            self.out,
+            self.device,
+            self.dtype,
+            self.weights_dir,
+        )
         offer = partial(Offer.of, *given)
         door = partial(Door.of, self.host, self.port, self.share, self.auth, self.open_to_all, self.mcp)
         if problems := [*complaint(door), *complaint(offer)]:

@@ -43,7 +43,12 @@ def annotate_tab(desk: Desk, visitor: gr.BrowserState, load_event: Any) -> None:
             picture = picture_input("Picture", value=house(), height=520)
         with gr.Column(scale=4, min_width=300):
             hint = gr.Image(
-                label="Hint", interactive=False, format="png", height=520, buttons=["download", "fullscreen"]
+                label="Hint",
+                interactive=False,
+                format="png",
+                height=520,
+                buttons=["download", "fullscreen"],
+                elem_classes="shows",
             )
             note = gr.HTML()
             detail = gr.File(label="What was found beyond it", interactive=False, visible=False)

@@ -196,6 +196,27 @@ def _json_endpoints(desk: Desk, trainings: Trainings) -> None:
         return data_report(data_set, offer)
 
     @for_people
+    def stop_training(name: str) -> dict[str, Any]:
+        """Let a training finish its step, save, and end."""
+        return _told(trainings.stop(name))
+
+    @for_people
+    def resume_training(name: str, steps: int) -> dict[str, Any]:
+        """Go on with a training, to so many steps in all."""
+        return _told(trainings.resume(name, steps))
+
+    @for_people
+    def training(name: str) -> dict[str, Any]:
+        """How a training stands: its state, step, and all that was measured."""
+        return _told(trainings.run(name))
+
+    for endpoint in (offered, training, _start_training(trainings), stop_training, resume_training):
+        api(endpoint, api_name=endpoint.__name__, queue=False)
+    api(check_data, api_name="check_data", concurrency_id="data")
+
+
+def _start_training(trainings: Trainings) -> Callable[..., Any]:
+    @for_people
     def start_training(
         name: str,
         data_set: str,
@@ -227,24 +248,7 @@ def _json_endpoints(desk: Desk, trainings: Trainings) -> None:
         )
         return _told(trainings.start(asked))
 
-    @for_people
-    def stop_training(name: str) -> dict[str, Any]:
-        """Let a training finish its step, save, and end."""
-        return _told(trainings.stop(name))
-
-    @for_people
-    def resume_training(name: str, steps: int) -> dict[str, Any]:
-        """Go on with a training, to so many steps in all."""
-        return _told(trainings.resume(name, steps))
-
-    @for_people
-    def training(name: str) -> dict[str, Any]:
-        """How a training stands: its state, step, and all that was measured."""
-        return _told(trainings.run(name))
-
-    for endpoint in (offered, training, start_training, stop_training, resume_training):
-        api(endpoint, api_name=endpoint.__name__, queue=False)
-    api(check_data, api_name="check_data", concurrency_id="data")
+    return start_training
 
 
 def _options(annotator: str) -> dict[str, Any]:

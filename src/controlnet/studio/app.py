@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
+from gradio.exceptions import InvalidPathError
 
 from controlnet.atomic import write_atomically
 from controlnet.studio.annotate_tab import annotate_tab
@@ -66,6 +67,7 @@ def make_app(desk: Desk) -> gr.Blocks:
         app.unload(leave)
     for block in app.blocks.values():
         _refuse_addresses(block)
+    _refuse_in_words(app)
     return app
 
 
@@ -90,3 +92,20 @@ def _refuse_addresses(block: Any) -> None:
         return await move(place)
 
     block.async_move_resource_to_block_cache = moved
+
+
+def _refuse_in_words(app: gr.Blocks) -> None:
+    """Files that nobody has uploaded here, and values that no component takes, are the caller's fault: Gradio would
+    write a traceback for each to the terminal, and tell the caller nothing.
+    """
+    take: Callable[..., Any] = app.preprocess_data
+
+    async def taken(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await take(*args, **kwargs)
+        except InvalidPathError as error:
+            raise gr.Error("a file that was not uploaded here; upload it", print_exception=False) from error
+        except ValueError as error:
+            raise gr.Error(f"values that cannot be taken: {str(error)[:500]}", print_exception=False) from error
+
+    app.preprocess_data = taken  # type: ignore[method-assign]

@@ -31,7 +31,13 @@ def compare_tab(desk: Desk, visitor: gr.BrowserState, form: Form) -> None:
             whole = gr.File(label="The whole sheet", interactive=False, visible=False)
         with gr.Column(scale=8, min_width=420):
             sheet = gr.Image(
-                label="Sheet", interactive=False, format="png", height=640, buttons=["fullscreen"], elem_id="sheet"
+                label="Sheet",
+                interactive=False,
+                format="png",
+                height=640,
+                buttons=["fullscreen"],
+                elem_id="sheet",
+                elem_classes="shows",
             )
 
     def run(

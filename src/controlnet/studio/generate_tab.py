@@ -3,28 +3,47 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import gradio as gr
 
 from controlnet.errors import UserError
-from controlnet.generation.prompts import PRESETS
-from controlnet.generation.recipe import SafetyMode
-from controlnet.generation.schedulers import SCHEDULERS
-from controlnet.studio.asked import BACKGROUND, Asked, Pixels, UnitAsked
+from controlnet.studio.asked import Asked, Pixels, UnitAsked
 from controlnet.studio.desk import Desk
-from controlnet.studio.editors import blank, scribble_editor
-from controlnet.studio.examples import available, filled
+from controlnet.studio.editing import by_hand
+from controlnet.studio.examples import Example, available, filled
 from controlnet.studio.form import Form
 from controlnet.studio.history import pictures_of
-from controlnet.studio.limits import LIMITS
-from controlnet.studio.making import MEMORIES, SEEDS
-from controlnet.studio.parts import alert, for_people, picture_input, quiet
-from controlnet.studio.unit_panel import PRIVATE, QUICK, unit_panel
+from controlnet.studio.parts import alert, for_people, quiet
+from controlnet.studio.settings_panel import model_settings, sampling_settings, start_settings, word_settings
+from controlnet.studio.unit_panel import EDITORS, PRIVATE, QUICK, UnitPanel, unit_panel
+from controlnet.studio.units import SOURCES
 
 UNITS = 4
-MASK = "What to paint anew: paint over it; all of the picture, if nothing is painted."
 OF_SIZE = ("has_own_size", "width", "height", "base")
+
+
+@dataclass(frozen=True, eq=False)
+class Asking:
+    """The left column."""
+
+    form: Form
+    go: gr.Button
+    stop: gr.Button
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """The right column."""
+
+    status: gr.HTML
+    gallery: gr.Gallery
+    reuse: gr.Button
+    random: gr.Button
+    examples: gr.Dataset
+    dropped: gr.File
+    history: gr.Gallery
+    restored: gr.Button
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,159 +51,96 @@ class GenerateTab:
     """What other parts of the page refer to."""
 
     form: Form
-    gallery: gr.Gallery
     history: gr.Gallery
-    status: gr.HTML
 
 
 def generate_tab(desk: Desk, visitor: gr.BrowserState, load: Any) -> GenerateTab:
     """Lay it out and wire it; `load` is the event of the page's opening."""
     examples = available(desk.models)
-    first = filled(examples[0], desk.models)
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=330, elem_classes="tight"):
-            main: dict[str, Any] = {}
-            with gr.Row(equal_height=True):
-                main["prompt"] = gr.Textbox(
-                    first.prompt,
-                    label="Prompt",
-                    show_label=False,  # seen; a screen reader says it
-                    lines=2,
-                    max_lines=6,
-                    placeholder="What to show; (word:1.3) weighs a word more.",
-                    scale=4,
-                    min_width=180,
-                )
-                with gr.Column(scale=1, min_width=110, elem_classes="tight"):
-                    go = gr.Button("Generate", variant="primary", elem_id="generate")
-                    stop = gr.Button("Stop", variant="stop", interactive=True, elem_id="stop")
-            with gr.Tabs():
-                panels = []
-                for number in range(UNITS):
-                    with gr.Tab(f"Unit {number + 1}"):
-                        unit = first.units[0] if number == 0 and first.units else UnitAsked()
-                        panels.append(unit_panel(list(desk.offer.controls), unit, load))
-            _sampling(main, first)
-            _words(main, first)
-            _start(main)
-            _model(main, first, desk)
-            form = Form(main, panels)
+            asking = _asking(filled(examples[0], desk.models), desk, load)
         with gr.Column(scale=6, min_width=330, elem_classes="tight results"):
-            status = gr.HTML(quiet("Draw or upload something on the left, say what it is, and generate."))
-            gallery = gr.Gallery(
-                label="Hint first, then the pictures",
-                format="png",
-                columns=3,
-                height=470,
-                object_fit="contain",
-                preview=False,
-                buttons=["download", "fullscreen"],
-                elem_id="pictures",
-            )
-            with gr.Row():
-                reuse = gr.Button("Reuse the last seed", size="sm")
-                random = gr.Button("Random seed", size="sm")
-            with gr.Accordion("Examples", open=False):
-                chosen = gr.Dataset(
-                    components=[gr.Textbox(visible=False), gr.Textbox(visible=False)],
-                    headers=["Control", "Prompt"],
-                    samples=[[each.title, each.prompt] for each in examples],
-                    label="Examples: a click fills in everything",
-                    type="index",
-                )
-            with gr.Accordion("Restore settings from a picture", open=False):
-                dropped = gr.File(
-                    label="Drop a picture that was made here", file_types=[".png"], type="filepath", height=110
-                )
-            with gr.Accordion("History: only you see it", open=False):
-                history = gr.Gallery(
-                    label="Newest first", format="png", columns=6, height=240, object_fit="cover", elem_id="history"
-                )
-                restored = gr.Button("Restore the chosen picture's settings", size="sm")
-    tab = GenerateTab(form, gallery, history, status)
-    _wire(tab, desk, visitor, go, stop, load)
-    _wire_settings(tab, desk, visitor, reuse, random, dropped, restored)
-    chosen.click(lambda number: form.updates(filled(examples[number], desk.models)), chosen, form.inputs, **QUICK)
-    return tab
+            results = _results(examples)
+    form = asking.form
+    _wire(asking, results, desk, visitor, load)
+    _wire_settings(form, results, desk, visitor)
+    results.examples.click(
+        lambda number: form.updates(filled(examples[number], desk.models)), results.examples, form.inputs, **QUICK
+    )
+    return GenerateTab(form, results.history)
 
 
-def _sampling(main: dict[str, Any], first: Asked) -> None:
+def _asking(first: Asked, desk: Desk, load: Any) -> Asking:
+    main: dict[str, Any] = {}
+    with gr.Row(equal_height=True):
+        main["prompt"] = gr.Textbox(
+            first.prompt,
+            label="Prompt",
+            show_label=False,  # seen; a screen reader says it
+            lines=2,
+            max_lines=6,
+            placeholder="What to show; (word:1.3) weighs a word more.",
+            scale=4,
+            min_width=180,
+        )
+        with gr.Column(scale=1, min_width=110, elem_classes="tight"):
+            go = gr.Button("Generate", variant="primary", elem_id="generate")
+            stop = gr.Button("Stop", variant="stop", interactive=True, elem_id="stop")
+    with gr.Tabs():
+        panels = []
+        for number in range(UNITS):
+            with gr.Tab(f"Unit {number + 1}", elem_classes="unit"):
+                unit = first.units[0] if number == 0 and first.units else UnitAsked()
+                panels.append(unit_panel(list(desk.offer.controls), unit, load))
+    sampling_settings(main, first)
+    word_settings(main, first)
+    start_settings(main)
+    model_settings(main, first, desk)
+    return Asking(Form(main, panels), go, stop)
+
+
+def _results(examples: Sequence[Example]) -> Results:
+    status = gr.HTML(quiet("Draw or upload something on the left, say what it is, and generate."))
+    gallery = gr.Gallery(
+        label="Hint first, then the pictures",
+        format="png",
+        columns=3,
+        height=470,
+        object_fit="contain",
+        preview=False,
+        buttons=["download", "fullscreen"],
+        elem_id="pictures",
+    )
     with gr.Row():
-        main["count"] = gr.Slider(1, LIMITS.pictures, first.count, step=1, label="Images", buttons=[], min_width=120)
-        main["steps"] = gr.Slider(1, LIMITS.steps, first.steps, step=1, label="Steps", buttons=[], min_width=120)
-        main["guidance_scale"] = gr.Slider(
-            0.1, 30, first.guidance_scale, step=0.1, label="Guidance", buttons=[], min_width=120
+        reuse = gr.Button("Reuse the last seed", size="sm")
+        random = gr.Button("Random seed", size="sm")
+    with gr.Accordion("Examples", open=False):
+        chosen = gr.Dataset(
+            components=[gr.Textbox(visible=False), gr.Textbox(visible=False)],
+            headers=["Control", "Prompt"],
+            samples=[[each.title, each.prompt] for each in examples],
+            label="Examples: a click fills in everything",
+            type="index",
         )
-    with gr.Row():
-        main["seed"] = gr.Number(
-            first.seed, label="Seed", precision=0, minimum=-1, maximum=SEEDS - 1, info="-1: random"
+    with gr.Accordion("Restore settings from a picture", open=False):
+        dropped = gr.File(label="Drop a picture that was made here", file_types=[".png"], type="filepath", height=110)
+    with gr.Accordion("History: only you see it", open=False):
+        history = gr.Gallery(
+            label="Newest first",
+            format="png",
+            columns=6,
+            height=300,
+            object_fit="contain",
+            buttons=["download", "fullscreen"],
+            elem_id="history",
         )
-        main["scheduler"] = gr.Dropdown(list(SCHEDULERS), value=first.scheduler, label="Sampler", info="Way to walk.")
-        main["eta"] = gr.Slider(0, 1, first.eta, step=0.01, label="Eta", info="Of ddim.")
-    with gr.Accordion("Size", open=False), gr.Row():
-        main["has_own_size"] = gr.Checkbox(first.has_own_size, label="Own size", info="Else that of the hint.")
-        sides: Any = {"minimum": LIMITS.smallest_side, "maximum": LIMITS.largest_side, "step": 8}
-        main["width"] = gr.Slider(value=first.width, label="Width", **sides)
-        main["height"] = gr.Slider(value=first.height, label="Height", **sides)
+        restored = gr.Button("Restore the chosen picture's settings", size="sm")
+    return Results(status, gallery, reuse, random, chosen, dropped, history, restored)
 
 
-def _words(main: dict[str, Any], first: Asked) -> None:
-    with gr.Accordion("Added and negative prompt", open=False):
-        preset = gr.Dropdown(["none", *PRESETS], value="none", label="Preset", info="What the original's apps add.")
-        main["added_prompt"] = gr.Textbox(first.added_prompt, label="Added prompt", info="Put behind the prompt.")
-        main["negative_prompt"] = gr.Textbox(
-            first.negative_prompt, label="Negative prompt", info="What to steer away from.", lines=2
-        )
-        main["clip_skip"] = gr.Slider(
-            1, 12, first.clip_skip, step=1, label="Clip skip", info="Layer of the text encoder, counted from the last."
-        )
-    preset.change(_preset, preset, [main["added_prompt"], main["negative_prompt"]], **QUICK)
-
-
-def _preset(name: str) -> tuple[str, str]:
-    words = PRESETS.get(name)
-    return (words["added_prompt"], words["negative_prompt"]) if words else ("", "")
-
-
-def _start(main: dict[str, Any]) -> None:
-    with gr.Accordion("Start from a picture, or paint only a part of it", open=False):
-        main["image"] = picture_input("Picture to start from", height=220)
-        gr.HTML(quiet(MASK))
-        main["mask"] = scribble_editor(MASK, mode="mask")
-        main["image_strength"] = gr.Slider(
-            0.05, 1, Asked.image_strength, step=0.05, label="Change", info="1 keeps next to nothing of the picture."
-        )
-    main["image"].input(under_the_brush, main["image"], main["mask"], **QUICK)
-
-
-def under_the_brush(picture: Pixels | None) -> dict[str, Any]:
-    """A blank mask of the picture's size, over it."""
-    if picture is None:
-        return blank(512, 512)
-    return {**blank(picture.shape[1], picture.shape[0]), BACKGROUND: picture[..., :3]}
-
-
-def _model(main: dict[str, Any], first: Asked, desk: Desk) -> None:
-    with gr.Accordion("Base, LoRAs, memory, safety", open=False):
-        main["base"] = gr.Dropdown(list(desk.offer.bases), value=first.base, label="Base", info="What paints.")
-        with gr.Row():
-            loras = list(desk.offer.loras)
-            main["loras"] = gr.Dropdown(
-                loras, value=[], multiselect=True, label="LoRAs", info="Styles from the folder given at start."
-            )
-            main["lora_weight"] = gr.Slider(-2, 2, 1, step=0.05, label="Their weight", info="1 as trained.")
-        with gr.Row():
-            main["memory"] = gr.Dropdown(list(MEMORIES), value=first.memory, label="Memory", info="Less is slower.")
-            main["safety"] = gr.Dropdown(
-                list(get_args(SafetyMode)),
-                value=first.safety,
-                label="Safety",
-                info="Of what is unsafe; off: not asked.",
-            )
-
-
-def _wire(tab: GenerateTab, desk: Desk, visitor: gr.BrowserState, go: gr.Button, stop: gr.Button, load: Any) -> None:
-    form, outputs = tab.form, [tab.status, tab.gallery, tab.history]
+def _wire(asking: Asking, results: Results, desk: Desk, visitor: gr.BrowserState, load: Any) -> None:
+    form, outputs = asking.form, [results.status, results.gallery, results.history]
 
     def generate(request: gr.Request, name: str, *values: Any) -> Iterator[tuple[Any, Any, Any]]:
         """Tells how far it is; at the end the hints and the pictures."""
@@ -201,14 +157,15 @@ def _wire(tab: GenerateTab, desk: Desk, visitor: gr.BrowserState, go: gr.Button,
 
     events: Any = {"concurrency_id": "device", "concurrency_limit": 1, "show_progress": "hidden"}
     inputs = [visitor, *form.inputs]
-    gr.on([go.click, form.main["prompt"].submit], generate, inputs, outputs, **events, **PRIVATE)
+    gr.on([asking.go.click, form.main["prompt"].submit], generate, inputs, outputs, **events, **PRIVATE)
 
     def end(request: gr.Request) -> None:
         desk.stop(str(request.session_hash))
 
-    stop.click(end, None, None, **QUICK)
+    asking.stop.click(end, None, None, **QUICK)
     for number, panel in enumerate(form.units):
         _wire_preview(form, number, desk, load)
+        _wire_editing(panel, desk)
         panel.fields["control"].input(
             for_people(desk.suited),
             [panel.fields["control"]],
@@ -241,25 +198,39 @@ def _wire_preview(form: Form, number: int, desk: Desk, load: Any) -> None:
     )
 
 
-def _wire_settings(
-    tab: GenerateTab,
-    desk: Desk,
-    visitor: gr.BrowserState,
-    reuse: gr.Button,
-    random: gr.Button,
-    dropped: gr.File,
-    restored: gr.Button,
-) -> None:
-    form = tab.form
+def _wire_editing(panel: UnitPanel, desk: Desk) -> None:
+    fields = panel.fields
+    editors = [fields[SOURCES[name]] for name in EDITORS]
+
+    @for_people
+    def edit(picture: Pixels | None, annotator: str, options: dict[str, Any], *values: Any) -> list[Any]:
+        """What the annotator has found goes on in an editor.
+
+        The others get what they have: gr.skip() would take the settings of an editor that was never shown.
+        """
+        source, value = by_hand(picture, annotator, options, desk.models)
+        return [source, *(value if source == name else old for name, old in zip(EDITORS, values, strict=True))]
+
+    panel.edit.click(
+        edit,
+        [fields["picture"], fields["annotator"], fields["options"], *editors],
+        [fields["source"], *editors],
+        concurrency_id="hints",
+        show_progress="hidden",
+        **PRIVATE,
+    )
+
+
+def _wire_settings(form: Form, results: Results, desk: Desk, visitor: gr.BrowserState) -> None:
     seed = form.main["seed"]
-    reuse.click(desk.last_seed, visitor, seed, **QUICK)
-    random.click(lambda: -1, None, seed, **QUICK)
+    results.reuse.click(desk.last_seed, visitor, seed, **QUICK)
+    results.random.click(lambda: -1, None, seed, **QUICK)
     selected = gr.State(0)
 
     def select(event: gr.SelectData) -> int:
         return int(event.index)
 
-    tab.history.select(select, None, selected, **QUICK)
+    results.history.select(select, None, selected, **QUICK)
 
     @for_people
     def restore(path: str | None) -> Sequence[Any]:
@@ -277,5 +248,5 @@ def _wire_settings(
             raise UserError("no picture is chosen; click one in the history")
         return form.updates(desk.restored(mine[number]))
 
-    dropped.upload(restore, dropped, form.inputs, **QUICK)
-    restored.click(restore_old, [visitor, selected], form.inputs, **QUICK)
+    results.dropped.upload(restore, results.dropped, form.inputs, **QUICK)
+    results.restored.click(restore_old, [visitor, selected], form.inputs, **QUICK)

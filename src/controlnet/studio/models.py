@@ -5,18 +5,19 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
-from controlnet.annotators.annotator import Annotator
+from controlnet.annotators.annotator import Annotator, all_options
+from controlnet.annotators.table import load
 from controlnet.base import Base, open_base
 from controlnet.checkpoints.control_file import ControlMetadata, find_control, load_control, read_metadata
 from controlnet.checkpoints.control_metadata import ChannelOrder
 from controlnet.checkpoints.strict import check_fit
 from controlnet.control import ControlNet
 from controlnet.devices import fastest_dtype
+from controlnet.errors import UserError
 from controlnet.generation.lora import Lora, load_lora
 from controlnet.generation.opening import Opener, make_annotator
 from controlnet.generation.recipe import Recipe, UnitChoice
 from controlnet.studio.offer import Offer, chosen
-from controlnet.training.checkpoint import SafetensorsIO, checkpoints
 
 Key = tuple[Any, ...]
 AT_STEP = " @ "  # between a run's control and the step of one of its checkpoints
@@ -60,7 +61,7 @@ class Models:
             merged_now: list[Lora] = []
             try:
                 for name, weight in wanted:
-                    merged_now.append(load_lora(base, chosen("LoRA", name, self.offer.loras), weight))
+                    merged_now.append(_lora(base, name, chosen("LoRA", name, self.offer.loras), weight))
             except BaseException:
                 for merged in reversed(merged_now):
                     merged.remove()
@@ -73,6 +74,8 @@ class Models:
         place = chosen("control", name, self.offer.controls)
         if not step:
             return place
+        from controlnet.training.checkpoint import checkpoints  # Lightning, a second that the first page does not need
+
         saved = {str(each): str(path) for each, path in checkpoints(Path(place))}
         return chosen(f"{name}: training step", step, saved)
 
@@ -90,6 +93,8 @@ class Models:
         run, _, step = name.partition(AT_STEP)
         control, _ = load_control(self.place(run), base, channel_order=order)
         if step:
+            from controlnet.training.checkpoint import SafetensorsIO
+
             state = SafetensorsIO().load_checkpoint(self.place(name))["state_dict"]
             mine = {name.removeprefix(CONTROL): it for name, it in state.items() if name.startswith(CONTROL)}
             check_fit(self.place(name), mine, control.state_dict())
@@ -112,14 +117,25 @@ class Models:
 
     def annotator(self, name: str, options: Mapping[str, Any]) -> Annotator:
         """With its network, which all annotators of its kind with the same options share."""
-        choice = UnitChoice(control="", annotator=name, annotator_options={it: str(to) for it, to in options.items()})
-        key = (name, *sorted(choice.annotator_options.items()))
+        given = {it: str(to) for it, to in options.items()}
+        if self.offer.weights is not None and any(it.name == "weights_dir" for it in all_options(load(name))):
+            given["weights_dir"] = str(self.offer.weights)
+        choice = UnitChoice(control="", annotator=name, annotator_options=given)
+        key = (name, *sorted(given.items()))
         with self.annotating:
             if key not in self._annotators:
                 while len(self._annotators) >= ANNOTATORS_KEPT:
                     del self._annotators[next(iter(self._annotators))]
                 self._annotators[key] = make_annotator(choice, self.offer.device)
             return self._annotators[key]
+
+
+def _lora(base: Base, name: str, path: Path, weight: float) -> Lora:
+    """UserError by name: where the file lies is nobody's to see."""
+    try:
+        return load_lora(base, path, weight)
+    except UserError as error:
+        raise UserError(str(error).replace(str(path), name)) from error
 
 
 def at_step(control: str, step: int) -> str:

@@ -30,6 +30,8 @@ class Offer:
     out: Path
     device: Device = "auto"
     dtype: DType = "auto"
+    weights: Path | None = None
+    """Of annotators, by the names of their repositories; None is the hub and its cache."""
 
     @classmethod
     def of(
@@ -42,13 +44,16 @@ class Offer:
         out: Path,
         device: Device,
         dtype: DType,
+        weights: Path | None = None,
     ) -> "Offer":
         """UserError for all that is not there, at once."""
         bases, controls, runs = list(bases), list(controls), list(runs)
         problems = [it for base in bases for it in complaint(partial(base_place, base))]
         problems += [it for control in controls for it in complaint(partial(find_control, control))]
         problems += [f"--run {run}: no {RECORD}; expected a run's folder" for run in runs if not _is_run(run)]
-        problems += [f"{option} {it}: no such folder" for option, it in _folders(loras, data) if not it.is_dir()]
+        problems += [
+            f"{option} {it}: no such folder" for option, it in _folders(loras, data, weights) if not it.is_dir()
+        ]
         if problems:
             raise UserError("\n".join(problems))
         packaged = sorted(file.parent.name for file in PACKAGED.glob(f"*/{NAME_IN_RUN}"))
@@ -61,6 +66,7 @@ class Offer:
             out=out,
             device=device,
             dtype=dtype,
+            weights=weights,
         )
 
     @property
@@ -105,8 +111,9 @@ def _named(places: Iterable[str]) -> dict[str, str]:
     return named
 
 
-def _folders(loras: Path | None, data: Path | None) -> list[tuple[str, Path]]:
-    return [(option, path) for option, path in (("--lora", loras), ("--data", data)) if path is not None]
+def _folders(loras: Path | None, data: Path | None, weights: Path | None) -> list[tuple[str, Path]]:
+    given = (("--lora", loras), ("--data", data), ("--weights-dir", weights))
+    return [(option, path) for option, path in given if path is not None]
 
 
 def _is_run(folder: Path) -> bool:

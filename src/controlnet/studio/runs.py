@@ -22,7 +22,6 @@ from controlnet.errors import UserError
 from controlnet.evaluation.convergence import Convergence, Validation, find_convergence
 from controlnet.studio.limits import LIMITS, Limits
 from controlnet.studio.offer import RECORD, Offer, chosen
-from controlnet.training.checkpoint import checkpoints
 from controlnet.training.record import Row, column_of, history_of, read_rows
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -142,6 +141,8 @@ class Run:
     def state(self) -> State:
         if self.process is not None:
             return "running"
+        from controlnet.training.checkpoint import checkpoints  # Lightning, a second that the first page does not need
+
         saved = checkpoints(self.folder)
         return "finished" if saved and self.asked_steps and saved[-1][0] >= self.asked_steps else "stopped"
 

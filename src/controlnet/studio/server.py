@@ -1,5 +1,6 @@
 """The server: where it listens, who may come in, and its end."""
 
+import gc
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -118,6 +119,8 @@ def serve(offer: Offer, door: Door) -> None:
     print(f"the studio is open at {public or local}", flush=True)
     try:
         desk.open()  # while a browser loads the page
+        gc.freeze()  # what is there now stays
+        gc.enable()
         Event().wait()
     finally:
         app.close(verbose=False)

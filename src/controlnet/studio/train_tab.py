@@ -1,6 +1,7 @@
 """The Train tab: data, their check, a training in a process of its own, and how it goes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -20,45 +21,98 @@ GRIDS_SHOWN = 6
 CONDITIONS = ("auto", "circle", "canny", "mlsd", "hed", "scribble", "pose", "seg", "depth", "normal", "lineart")
 
 
+@dataclass(frozen=True, eq=False)
+class Left:
+    """What is asked for: data, the training's numbers, a plan."""
+
+    data: gr.Dropdown
+    check: gr.Button
+    draw: gr.Button
+    asked: Mapping[str, Any]
+    """By the field of `RunAsked`, but for the data."""
+    start: gr.Button
+    stop: gr.Button
+    resume: gr.Button
+    told: gr.HTML
+    budget: gr.Number
+    plan: gr.Button
+    proposal: gr.HTML
+
+
+@dataclass(frozen=True, eq=False)
+class Right:
+    """The run that is looked at."""
+
+    run: gr.Dropdown
+    stands: gr.HTML
+    curve: gr.HTML
+    grids: gr.Gallery
+    open_report: gr.Button
+    report: gr.HTML
+
+
 def train_tab(desk: Desk, trainings: Trainings, load_event: Any) -> tuple[gr.Timer, Callable[[], Any], list[Any]]:
     """Lay it out and wire it; gives the clock that looks at the run, and what renews the choices, with its outputs."""
-    first = _first(trainings)
     with gr.Row():
         with gr.Column(scale=4, min_width=360, elem_classes="tight"):
-            data = gr.Dropdown(
-                list(desk.offer.data_sets), label="Data set", info=f"The folders of {desk.offer.data.name}/."
-            )
-            with gr.Row():
-                check = gr.Button("Check it", size="sm", min_width=90)
-                draw = gr.Button(f"Draw {CIRCLES_COUNT:,} circles", size="sm", min_width=120)
-            asked = _asked(desk)
-            with gr.Row():
-                start = gr.Button("Start", variant="primary", min_width=90)
-                stop = gr.Button("Stop", variant="stop", min_width=90)
-                resume = gr.Button("Continue", min_width=90)
-            told = gr.HTML(quiet("A training goes on when this page is closed."), elem_id="told")
-            with gr.Accordion("Plan: how many pairs a step", open=False):
-                budget = gr.Number(10_000, label="Budget", precision=0, info="Batches that may be computed in all.")
-                plan = gr.Button("Propose, from the chosen run", size="sm")
-                proposal = gr.HTML()
+            left = _left(desk)
         with gr.Column(scale=7, min_width=420, elem_classes="tight"):
-            run = gr.Dropdown(
-                list(trainings.runs), value=first, label="Run", info="Running, finished, or given at start."
-            )
-            stands = gr.HTML(_or_nothing(trainings, first, figures), elem_id="stands")
-            curve = gr.HTML(_or_nothing(trainings, first, curves), elem_id="curve")
-            grids = gr.Gallery(
-                label="Validations, newest first", format="png", columns=3, height=300, object_fit="contain"
-            )
-            with gr.Accordion("Report", open=False):
-                open_report = gr.Button("Open the chosen run's report", size="sm")
-                report = gr.HTML()
+            right = _right(trainings)
     findings = gr.HTML(elem_id="findings")
+    clock = _wire_looking(trainings, right, load_event)
+    _wire_run(trainings, left, right)
+    _wire_data(desk, left, findings)
+
+    def choices() -> tuple[Any, Any]:
+        return gr.update(choices=list(desk.offer.data_sets)), gr.update(choices=list(trainings.runs))
+
+    return clock, choices, [left.data, right.run]
+
+
+def _left(desk: Desk) -> Left:
+    data = gr.Dropdown(list(desk.offer.data_sets), label="Data set", info=f"The folders of {desk.offer.data.name}/.")
+    with gr.Row():
+        check = gr.Button("Check it", size="sm", min_width=90)
+        draw = gr.Button(f"Draw {CIRCLES_COUNT:,} circles", size="sm", min_width=120)
+    asked = _asked(desk)
+    with gr.Row():
+        start = gr.Button("Start", variant="primary", min_width=90)
+        stop = gr.Button("Stop", variant="stop", min_width=90)
+        resume = gr.Button("Continue", min_width=90)
+    told = gr.HTML(quiet("A training goes on when this page is closed."), elem_id="told")
+    with gr.Accordion("Plan: how many pairs a step", open=False):
+        budget = gr.Number(10_000, label="Budget", precision=0, info="Batches that may be computed in all.")
+        plan = gr.Button("Propose, from the chosen run", size="sm")
+        proposal = gr.HTML()
+    return Left(data, check, draw, asked, start, stop, resume, told, budget, plan, proposal)
+
+
+def _right(trainings: Trainings) -> Right:
+    first = _first(trainings)
+    run = gr.Dropdown(list(trainings.runs), value=first, label="Run", info="Running, finished, or given at start.")
+    stands = gr.HTML(_or_nothing(trainings, first, figures), elem_id="stands")
+    curve = gr.HTML(_or_nothing(trainings, first, curves), elem_id="curve")
+    grids = gr.Gallery(
+        label="Validations, newest first",
+        format="png",
+        columns=3,
+        height=300,
+        object_fit="contain",
+        buttons=["download", "fullscreen"],
+    )
+    with gr.Accordion("Report", open=False):
+        open_report = gr.Button("Open the chosen run's report", size="sm")
+        report = gr.HTML()
+    return Right(run, stands, curve, grids, open_report, report)
+
+
+def _wire_looking(trainings: Trainings, right: Right, load_event: Any) -> gr.Timer:
+    """The run as it stands, every two seconds while the tab is open."""
     seen = gr.State([])
     clock = gr.Timer(EVERY, active=False)
 
     def look(name: str | None, shown: list[str]) -> tuple[Any, Any, Any, list[str]]:
-        """The run as it stands; its grids only when there are new ones."""
+        """Its grids only when there are new ones."""
         if name not in trainings.runs:
             return "", "", None, []
         it = trainings.run(name)
@@ -66,22 +120,24 @@ def train_tab(desk: Desk, trainings: Trainings, load_event: Any) -> tuple[gr.Tim
         pictures = gr.skip() if newest == shown else [(path, path.split("step-")[-1][:-4]) for path in newest]
         return figures(it), curves(it), pictures, newest
 
-    looked = [stands, curve, grids, seen]
-    clock.tick(look, [run, seen], looked, **QUICK)
-    run.change(lambda name: look(name, []), run, looked, **QUICK)
-
     def arrive() -> Any:
         """What runs, or is the newest, is there to be seen."""
         return gr.update(choices=list(trainings.runs), value=_first(trainings))
 
-    load_event(arrive, None, run, **QUICK)
+    looked = [right.stands, right.curve, right.grids, seen]
+    clock.tick(look, [right.run, seen], looked, **QUICK)
+    right.run.change(lambda name: look(name, []), right.run, looked, **QUICK)
+    load_event(arrive, None, right.run, **QUICK)
+    right.open_report.click(_shown(lambda name: reported(trainings.run(name))), right.run, right.report, **QUICK)
+    return clock
 
-    def choices() -> tuple[Any, Any]:
-        return gr.update(choices=list(desk.offer.data_sets)), gr.update(choices=list(trainings.runs))
+
+def _wire_run(trainings: Trainings, left: Left, right: Right) -> None:
+    """Start, stop, continue, plan."""
 
     def begin(data_set: str | None, *values: Any) -> tuple[str, Any]:
         try:
-            begun = trainings.start(RunAsked(data=data_set or "", **dict(zip(asked, values, strict=True))))
+            begun = trainings.start(RunAsked(data=data_set or "", **dict(zip(left.asked, values, strict=True))))
         except UserError as error:
             return alert(str(error)), gr.skip()
         words = quiet(f"{begun.name} has started; its first figures come when its data are encoded.")
@@ -93,28 +149,28 @@ def train_tab(desk: Desk, trainings: Trainings, load_event: Any) -> tuple[gr.Tim
     def go_on(name: str | None, steps: int) -> str:
         return _told(lambda: f"{trainings.resume(name or '', steps).name} goes on.")
 
+    left.start.click(begin, [left.data, *left.asked.values()], [left.told, right.run], **QUICK)
+    left.stop.click(end, right.run, left.told, **QUICK)
+    left.resume.click(go_on, [right.run, left.asked["steps"]], left.told, **QUICK)
+    left.plan.click(
+        _shown(lambda name, budget, batch: planned(trainings.run(name), budget, batch)),
+        [right.run, left.budget, left.asked["batch_size"]],
+        left.proposal,
+        **QUICK,
+    )
+
+
+def _wire_data(desk: Desk, left: Left, findings: gr.HTML) -> None:
     @for_people
     def draw_circles() -> tuple[str, Any]:
         folder = desk.offer.data / CIRCLES
         write_circles(folder, CIRCLES_COUNT, CIRCLES_SIZE, processes=1)
-        return quiet(f"{CIRCLES_COUNT:,} pairs in {CIRCLES}."), gr.update(
-            choices=list(desk.offer.data_sets), value=CIRCLES
-        )
+        told = quiet(f"{CIRCLES_COUNT:,} pairs in {CIRCLES}.")
+        return told, gr.update(choices=list(desk.offer.data_sets), value=CIRCLES)
 
-    start.click(begin, [data, *asked.values()], [told, run], **QUICK)
-    stop.click(end, run, told, **QUICK)
-    resume.click(go_on, [run, asked["steps"]], told, **QUICK)
     slow: Any = {"concurrency_id": "data", "concurrency_limit": 1, **PRIVATE}
-    draw.click(draw_circles, None, [told, data], **slow)
-    check.click(_shown(lambda name: checked(name, desk.offer)), data, findings, **slow)
-    plan.click(
-        _shown(lambda name, budget, batch: planned(trainings.run(name), budget, batch)),
-        [run, budget, asked["batch_size"]],
-        proposal,
-        **QUICK,
-    )
-    open_report.click(_shown(lambda name: reported(trainings.run(name))), run, report, **QUICK)
-    return clock, choices, [data, run]
+    left.draw.click(draw_circles, None, [left.told, left.data], **slow)
+    left.check.click(_shown(lambda name: checked(name, desk.offer)), left.data, findings, **slow)
 
 
 def _asked(desk: Desk) -> dict[str, Any]:

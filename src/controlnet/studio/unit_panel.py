@@ -28,6 +28,7 @@ RESIZES = [
 EDITORS: dict[str, Callable[..., Any]] = {"Draw": scribble_editor, "Pose": pose_editor, "Segments": segment_editor}
 PRIVATE: Any = {"api_visibility": "private", "api_name": "page"}  # the endpoints for programs are in api.py
 MASK = "Where it acts: paint it; everywhere, if nothing is painted."
+OF_PICTURE = "of-picture"  # what is of no use where the hint is drawn
 QUICK: Any = {**PRIVATE, "queue": False, "show_progress": "hidden"}
 
 
@@ -38,6 +39,7 @@ class UnitPanel:
     fields: Mapping[str, Any]
     preview: gr.Image
     note: gr.HTML
+    edit: gr.Button
 
     def looks_at(self) -> list[Callable[..., Any]]:
         """The events after which its hint is another."""
@@ -51,29 +53,35 @@ def unit_panel(controls: list[str], first: UnitAsked, load_event: Any) -> UnitPa
     with gr.Row(equal_height=True):
         made["control"] = gr.Dropdown(controls, value=first.control, label="Control", info="Which network steers.")
         made["annotator"] = gr.Dropdown(
-            [("none: the picture is a hint", NO_ANNOTATOR), *(it for it in ANNOTATORS if it != NO_ANNOTATOR)],
+            [("none: it is a hint", NO_ANNOTATOR), *(it for it in ANNOTATORS if it != NO_ANNOTATOR)],
             value=first.annotator,
             label="Annotator",
-            info="What makes a hint of the picture.",
+            info="What makes it a hint.",
+            elem_classes=OF_PICTURE,
         )
     made["source"] = gr.Radio(list(SOURCES), value=first.source, show_label=False, container=False, label="Hint from")
     drawn = [_editor(made, name, first) for name in EDITORS]
-    with gr.Row(equal_height=True):
-        with gr.Column(min_width=150, visible=first.source == "Picture") as of_picture:
+    with gr.Row(elem_classes="hint"):
+        with gr.Column(min_width=150, visible=first.source == "Picture", elem_classes=OF_PICTURE) as of_picture:
             made["picture"] = picture_input("Picture", value=first.picture, height=210)
         preview = gr.Image(
             label="What the network sees",
             interactive=False,
             format="png",
             height=210,
-            min_width=150,
+            min_width=110,
             buttons=["fullscreen", "download"],
-            elem_classes="pixels",
+            elem_classes=["pixels", "shows"],
         )
-    note = gr.HTML(elem_classes="quiet")
-    made["strength"] = gr.Slider(0, 2, first.strength, step=0.01, label="Strength", info="1 as trained, 0 not at all.")
+        with gr.Column(min_width=150, elem_classes="tight slim beside"):
+            made["strength"] = gr.Slider(
+                0, 2, first.strength, step=0.01, label="Strength", info="1 as trained, 0 not at all.", buttons=[]
+            )
+            with gr.Row(elem_classes="noted"):
+                note = gr.HTML(elem_classes="quiet")
+                edit = gr.Button("Edit it by hand", size="sm", scale=0, min_width=120, elem_classes=OF_PICTURE)
     made["options"] = gr.State(dict(first.options))
-    with gr.Accordion("Annotator's options", open=False):
+    with gr.Accordion("Annotator's options", open=False, elem_classes=OF_PICTURE):
         made["pixel_perfect"] = gr.Checkbox(
             first.pixel_perfect, label="Pixel perfect", info="Look at the very scale at which the hint is used."
         )
@@ -87,7 +95,7 @@ def unit_panel(controls: list[str], first: UnitAsked, load_event: Any) -> UnitPa
         columns,
         **QUICK,
     )
-    return UnitPanel(made, preview, note)
+    return UnitPanel(made, preview, note, edit)
 
 
 def _editor(made: dict[str, Any], name: str, first: UnitAsked) -> gr.Column:

@@ -16,6 +16,8 @@ const ICONS = {
   plus: "M12 5v14M5 12h14",
   minus: "M5 12h14",
   fit: "M4 9V4h5M15 4h5v5M20 15v5h-5M9 20H4v-5",
+  cross: "M7 7l10 10M17 7L7 17",
+  whole: "M14 4h6v6M20 4l-7 7M10 20H4v-6M4 20l7-7",
   invert: "M12 3a9 9 0 1 0 0 18zM12 3a9 9 0 0 1 0 18",
   add: "M10 4a3 3 0 1 1 0 6 3 3 0 0 1 0-6zM4 20c0-5 2.500-7 6-7s6 2 6 7M19 7v6M16 10h6",
   copy: "M8 8h12v12H8zM16 8V4H4v12h4",

@@ -49,8 +49,7 @@ class Editor {
       this.photoOpacity = percent / 100;
       this.stage.draw();
     } });
-    const label = "Remove photograph";
-    const noPhoto = make("button", { type: "button", title: label, "aria-label": label, onclick: () => this.removePhoto() }, "×");
+    const noPhoto = button("cross", "Remove photograph", () => this.removePhoto());
     this.photoGroup = group("Photograph", this.photoSlider.element, noPhoto);
     return [
       group("History", this.undoButton, this.redoButton, button("clear", "Clear", () => this.clear())),
@@ -86,7 +85,7 @@ class Editor {
     const isCommand = event.ctrlKey || event.metaKey;
     const does = isCommand
       ? { z: () => (event.shiftKey ? this.redo() : this.undo()), y: () => this.redo(), ...this.commandKeys() }[letter]
-      : event.altKey ? null : this.keys(event)[letter];
+      : event.altKey ? null : this.keysOf(event)[letter];
     if (!does) return;
     event.preventDefault();
     event.stopPropagation();
@@ -95,6 +94,11 @@ class Editor {
 
   commandKeys() {
     return {};
+  }
+
+  keysOf(event) {
+    const leave = this.stage.isWhole ? { escape: () => this.stage.fillWindow(false) } : {};
+    return { ...leave, ...this.keys(event) };
   }
 
   // The document travels; what is equal to it is not loaded again, so that an echo disturbs no drawing.

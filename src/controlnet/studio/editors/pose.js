@@ -283,8 +283,8 @@ class PoseEditor extends Editor {
       ",": () => this.turn(-5),
       ".": () => this.turn(5),
       0: () => this.stage.fit(),
-      escape: () => this.select(this.person, null),
     };
+    if (this.joint !== null) keys.escape = () => this.select(this.person, null);
     keys.backspace = keys.delete;
     const next = this.nextJoint(event.shiftKey ? -1 : 1);
     if (event.target === this.stage.canvas && next !== null) keys.tab = () => this.select(this.person, next);

@@ -2,6 +2,7 @@
 // Picture coordinates are pixels of the picture, with fractions, from its top left corner.
 
 const FARTHEST_ZOOM = 32;
+const AROUND = 462; // screen pixels of what else belongs in the window: the prompt above, what the network sees below
 
 class Stage {
   constructor(editor) {
@@ -39,16 +40,26 @@ class Stage {
     return group("Zoom",
       button("minus", "Zoom out", () => this.zoom(1 / 1.25)), this.percent,
       button("plus", "Zoom in", () => this.zoom(1.25), { key: "Ctrl+wheel, or two fingers" }),
-      button("fit", "Whole picture", () => this.fit(), { key: "0" }));
+      button("fit", "Whole picture", () => this.fit(), { key: "0" }),
+      this.wholeButton = button("whole", "Fill the window", () => this.fillWindow(), { "aria-pressed": "false" }));
   }
 
-  // As wide as there is room; as high as the picture then is, but never higher than what the window shows of it.
+  fillWindow(isWhole = !this.isWhole) {
+    this.isWhole = isWhole;
+    this.editor.root.classList.toggle("whole", isWhole);
+    this.wholeButton.setAttribute("aria-pressed", String(isWhole));
+    this.isFitted = true;
+    this.layout();
+    this.canvas.focus();
+  }
+
+  // As wide as there is room; as high as the picture then is, but so that the window shows what is around it, too.
   layout() {
     const width = this.box.clientWidth;
     if (!width) return;
     const { width: w, height: h } = this.editor;
-    const most = Math.max(280, Math.round(window.innerHeight * 0.55));
-    this.box.style.height = `${Math.min(most, Math.max(240, Math.round((width * h) / w)))}px`;
+    const most = Math.max(280, window.innerHeight - AROUND - this.editor.bar.offsetHeight);
+    this.box.style.height = this.isWhole ? "auto" : `${Math.min(most, Math.max(240, Math.round((width * h) / w)))}px`;
     const ratio = window.devicePixelRatio || 1;
     const [across, down] = [this.box.clientWidth, this.box.clientHeight];
     if (this.canvas.width !== Math.round(across * ratio) || this.canvas.height !== Math.round(down * ratio)) {
