@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+import tiny_networks
 from controlnet.data.circles import write_circles
 from studio_server import Studio, opened
 
@@ -27,10 +28,11 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
-    """With a data set, rings, to train on."""
+    """With a data set, rings, to train on, and a network that knows nothing to find segments."""
     folder = tmp_path_factory.mktemp("studio")
     write_circles(folder / "sets" / "rings", count=24, size=128, processes=1)
-    with opened(folder, "--data", str(folder / "sets")) as studio:
+    tiny_networks.save("upernet", folder / "weights")
+    with opened(folder, "--data", str(folder / "sets"), "--weights-dir", str(folder / "weights")) as studio:
         yield studio
 
 

@@ -78,6 +78,41 @@ def test_the_preview_is_what_the_network_is_given_and_a_dropped_picture_brings_a
     assert (pixels(page, preview(page).locator("img")) == RING).all()
 
 
+def test_a_hint_goes_on_in_one_editor_after_another(page):
+    ready(page)
+    for annotator in ("none: it is a hint", "seg"):  # to an editor that was never shown, too
+        page.get_by_label("Picture", exact=True).first.check()
+        field(page, "Annotator").click()
+        page.get_by_role("option", name=annotator, exact=True).click()
+        page.get_by_role("button", name="Edit it by hand").locator("visible=true").click()
+        page.locator(".stage canvas:visible").wait_for()
+    page.get_by_label("Pose", exact=True).first.check()
+    page.get_by_label("Add person").locator("visible=true").click()
+    page.get_by_label("Fill the window").locator("visible=true").click()
+    assert page.locator(".editor:visible").bounding_box() == {"x": 0, "y": 0, "width": 1280, "height": 800}
+    page.keyboard.press("Escape")
+    assert page.locator(".editor:visible").bounding_box()["width"] < 640
+
+
+def test_nothing_of_a_unit_lies_below_the_first_screen(page):
+    ready(page)
+    for source in ("Draw", "Pose", "Segments", "Picture"):
+        page.get_by_label(source, exact=True).first.check()
+        preview(page).wait_for()
+        page.wait_for_function(
+            "bottom => document.querySelector('.pixels').getBoundingClientRect().bottom <= bottom", arg=800
+        )
+        strength = number(page, "Strength").bounding_box()
+        assert strength["y"] + strength["height"] <= 800
+    for slider in page.locator(".narrow input[type=range]").all():
+        box, column = (
+            slider.bounding_box(),
+            slider.locator("xpath=ancestor::*[contains(@class, 'block')][1]").bounding_box(),
+        )
+        assert column["x"] <= box["x"]
+        assert box["x"] + box["width"] <= column["x"] + column["width"]
+
+
 def test_a_stopped_job_ends_and_leaves_nothing(page, studio):
     before = kept(studio.folder)
     ready(page)

@@ -4,17 +4,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import tiny_networks
-from controlnet.annotators.skeleton import BODY, Keypoint, People, Person, draw, to_openpose_json
+from controlnet.annotators.openpose_json import to_openpose_json
+from controlnet.annotators.skeleton import BODY, Keypoint, People, Person, draw
 from controlnet.errors import UserError
 from controlnet.studio.annotating import Hint, annotate
-from controlnet.studio.asked import NO_ANNOTATOR
+from controlnet.studio.asked import NO_ANNOTATOR, Asked
 from controlnet.studio.desk import Desk
 from controlnet.studio.editing import by_hand, editor_value
-from controlnet.studio.editors import pose_hint, scribble_hint, segment_hint
+from controlnet.studio.editors import mask_of, mask_value, pose_hint, scribble_hint, segment_hint
 from controlnet.studio.editors.component import LARGEST_SIDE
 from controlnet.studio.examples import house, ring
+from controlnet.studio.form import Form
+from controlnet.studio.settings_panel import under_the_brush
 
 
 def test_edges_go_on_as_the_same_lines_over_the_picture(desk: Desk):
@@ -61,3 +65,15 @@ def test_a_picture_larger_than_a_canvas_goes_on_as_large_as_one_can_be(desk: Des
 def test_what_cannot_be_edited_is_told(desk: Desk, picture, name, told):
     with pytest.raises(UserError, match=told):
         by_hand(picture, name, {}, desk.models)
+
+
+def test_a_mask_lies_over_the_picture_that_is_painted_anew_and_over_a_restored_one():
+    picture = house()[:200, :300]
+    blank = under_the_brush(picture)
+    assert (blank["width"], blank["height"]) == (300, 200)
+    asked = Asked(image=picture, mask=mask_value(np.eye(200, 300, dtype=np.uint8) * 255))
+    shown, mask = Form({"image": None, "mask": None}, []).updates(asked)
+    assert (shown == picture).all()
+    assert (mask_of(mask) == mask_of(asked.mask)).all()
+    for value in (blank, mask):
+        assert (np.asarray(Image.open(value["background"]["path"])) == picture).all()

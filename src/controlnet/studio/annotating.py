@@ -13,6 +13,7 @@ from controlnet.annotators.resolution import to_size
 from controlnet.errors import UserError
 from controlnet.studio.asked import Pixels
 from controlnet.studio.models import Models
+from controlnet.studio.parts import HERE
 from controlnet.studio.units import known_options
 
 MOST_FILES = 200  # of one batch
@@ -58,7 +59,8 @@ def annotate_files(
             try:
                 _add(archive, f"{number:03d}-{file.stem}", annotate(file.read_bytes(), name, options, models))
             except UserError as error:
-                failed.append(f"{file.name}: {error}")
+                words = str(error)
+                failed.append(words.replace(HERE, file.name) if HERE in words else f"{file.name}: {words}")
             yield number, failed
     if len(failed) == len(files):
         raise UserError("\n".join(failed[:TOLD]))

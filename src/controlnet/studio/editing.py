@@ -39,7 +39,9 @@ def editor_value(hint: Hint, picture: Rgb, is_smooth: bool) -> tuple[str, Any]:
         case dict() as people:
             return "Pose", pose_value(people, background=picture)
         case np.ndarray() as classes:
-            return "Segments", segment_value(fitting(classes, is_smooth=False), background=picture)
+            height, width = hint.pixels.shape[:2]  # of the picture; the classes are of what the network looked at
+            sized = to_size(classes, (width, height), is_smooth=False)
+            return "Segments", segment_value(fitting(sized, is_smooth=False), background=picture)
     return "Draw", scribble_value(fitting(hint.pixels, is_smooth), background=picture)
 
 

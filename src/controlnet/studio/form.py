@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from controlnet.images import three_channels
 from controlnet.studio.asked import BACKGROUND, OF_EDITORS, Asked, UnitAsked
+from controlnet.studio.editors.component import with_background
 from controlnet.studio.unit_panel import UnitPanel
 
 
@@ -34,6 +36,9 @@ class Form:
         """What to show of `asked`, for each of `inputs`; units that it does not have are emptied."""
         units = [*asked.units, *[UnitAsked()] * len(self.units)][: len(self.units)]
         shown = [_value(name, getattr(asked, name)) for name in self.main]
+        if asked.image is not None and asked.mask is not None:
+            over = with_background(dict(asked.mask), three_channels(asked.image))
+            shown[list(self.main).index("mask")] = over
         for panel, unit in zip(self.units, units, strict=True):
             shown += [_value(name, getattr(unit, name)) for name in panel.fields]
         return shown

@@ -6,11 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
+from typing import TYPE_CHECKING
 
 from controlnet.errors import UserError
 from controlnet.studio.guard import LOCAL, Guard
 from controlnet.studio.limits import LIMITS
 from controlnet.studio.offer import Offer
+
+if TYPE_CHECKING:
+    import gradio as gr
 
 UPLOADS = Path(__file__).with_name("uploads.js")
 SESSIONS = 64  # that Gradio remembers; each holds a copy of the page's plan, and each call of a program is one
@@ -78,14 +82,27 @@ def serve(offer: Offer, door: Door) -> None:
     # before Gradio is imported: it reads these once. Uploads stay in the studio's own folder
     os.environ["GRADIO_TEMP_DIR"] = str((offer.out / "uploads").resolve())
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    from starlette.middleware import Middleware
-
     from controlnet.studio.app import make_app
     from controlnet.studio.desk import Desk
-    from controlnet.studio.theme import STYLE, theme
 
     desk = Desk(offer)
     app = make_app(desk)
+    print(f"the studio is open at {_launch(app, offer, door)}", flush=True)
+    try:
+        desk.open()  # while a browser loads the page
+        gc.freeze()  # what is there now stays
+        gc.enable()
+        Event().wait()
+    finally:
+        app.close(verbose=False)
+
+
+def _launch(app: "gr.Blocks", offer: Offer, door: Door) -> str:
+    """The address, once it answers there. UserError where it cannot."""
+    from starlette.middleware import Middleware
+
+    from controlnet.studio.theme import STYLE, theme
+
     app.queue(max_size=LIMITS.waiting, default_concurrency_limit=1)
     guard = Middleware(Guard, is_local=door.host in LOCAL and not door.share, largest_body=LIMITS.body_bytes)
     try:
@@ -115,12 +132,9 @@ def serve(offer: Offer, door: Door) -> None:
             _frontend=False,  # else it asks itself for the page, and gives up where that takes over three seconds
         )
     except OSError as error:
-        raise UserError(f"--port {door.port}: {error}; choose another --port") from error
-    print(f"the studio is open at {public or local}", flush=True)
-    try:
-        desk.open()  # while a browser loads the page
-        gc.freeze()  # what is there now stays
-        gc.enable()
-        Event().wait()
-    finally:
+        where = f"--host {door.host} --port {door.port}"
+        raise UserError(f"{where}: in use, or no address of this machine; choose another") from error
+    if door.share and not public:
         app.close(verbose=False)
+        raise UserError("--share: Gradio's servers give no public address; leave it out, or use a tunnel of your own")
+    return str(public or local)

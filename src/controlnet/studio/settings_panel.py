@@ -10,9 +10,11 @@ import gradio as gr
 from controlnet.generation.prompts import PRESETS
 from controlnet.generation.recipe import SafetyMode
 from controlnet.generation.schedulers import SCHEDULERS
-from controlnet.studio.asked import BACKGROUND, Asked, Pixels
+from controlnet.images import three_channels
+from controlnet.studio.asked import Asked, Pixels
 from controlnet.studio.desk import Desk
 from controlnet.studio.editors import blank, scribble_editor
+from controlnet.studio.editors.component import with_background
 from controlnet.studio.limits import LIMITS
 from controlnet.studio.making import MEMORIES, SEEDS
 from controlnet.studio.parts import picture_input, quiet
@@ -75,7 +77,7 @@ def under_the_brush(picture: Pixels | None) -> dict[str, Any]:
     """A blank mask of the picture's size, over it."""
     if picture is None:
         return blank(512, 512)
-    return {**blank(picture.shape[1], picture.shape[0]), BACKGROUND: picture[..., :3]}
+    return with_background(blank(picture.shape[1], picture.shape[0]), three_channels(picture))
 
 
 def model_settings(main: dict[str, Any], first: Asked, desk: Desk) -> None:
