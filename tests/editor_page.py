@@ -127,7 +127,7 @@ def shown(browser: Browser, make: Callable[..., gr.HTML], **options: Any) -> Ite
         editor.change(changes.append, editor)
         editor.input(inputs.append, editor)
     _, url, _ = app.launch(prevent_thread_lock=True, quiet=True, max_file_size="25mb")
-    context = browser.new_context(viewport={"width": 1280, "height": 800}, has_touch=True, accept_downloads=True)
+    context = browser.new_context(viewport={"width": 1280, "height": 1000}, has_touch=True, accept_downloads=True)
     page = context.new_page()
     page.set_default_timeout(PATIENCE)
     page.on("request", lambda request: hosts.add(request.url.split("/")[2] if "://" in request.url else "here"))

@@ -1,9 +1,11 @@
 """Two visitors at once, and what a server must not do."""
 
+import json
 import struct
 import zlib
 
 import pytest
+from jsonschema import Draft202012Validator
 from PIL import Image
 from playwright.sync_api import Locator
 
@@ -75,6 +77,14 @@ def test_a_large_upload_is_refused_before_it_is_read(studio):
     status, body = fetched(f"{studio.url}/gradio_api/upload", b"x" * (41 * 2**20), Content_Type=kind)
     assert status == 413
     assert b"expected at most" in body
+
+
+def test_programs_are_told_valid_types_by_which_tools_can_be_called(studio):
+    told = json.loads(fetched(f"{studio.url}/gradio_api/info")[1])["named_endpoints"]
+    assert {"/generate", "/annotate", "/start_training"} <= told.keys()
+    for endpoint in told.values():
+        for parameter in endpoint["parameters"]:
+            Draft202012Validator.check_schema(parameter["type"])
 
 
 def bomb() -> bytes:

@@ -75,7 +75,7 @@ def _picture_endpoints(desk: Desk) -> None:
         return hint
 
     @for_people
-    def compared(request: gr.Request, *values: Any) -> Any:
+    def compare(request: gr.Request, *values: Any) -> Any:
         """A sheet of pictures over two lists of values, everything else being the same."""
         *shared, x, xs, y, ys = values
         comparison = Comparison.of(x, xs, y, ys, desk.limits.cells)
@@ -93,18 +93,29 @@ def _picture_endpoints(desk: Desk) -> None:
             raise UserError("no picture; expected one")
         return annotate(picture, name, options or {}, desk.models).pixels
 
+    annotated.__name__ = "annotate"  # what the tool is called
     sheet = gr.Image(label="Sheet or hint", format="png")
     axes = [gr.Textbox(value, label=label) for label, value in AXES_ASKED.items()]
     picture = picture_input("Picture")
     name = gr.Dropdown(list(ANNOTATORS), value="canny", label="Annotator")
-    options = gr.JSON({}, label="Options of the annotator")
+    options = _json({}, "Options of the annotator")
     button = gr.Button()
     device: Any = {"concurrency_id": "device"}
     button.click(_named(generate, list(form)), inputs, gallery, api_name="generate", **device)
     button.click(_named(preview, list(form)), inputs, sheet, api_name="preview", concurrency_id="hints")
     every = [*form, "x_axis", "x_values", "y_axis", "y_values"]
-    button.click(_named(compared, every), [*inputs, *axes], sheet, api_name="compare", **device)
+    button.click(_named(compare, every), [*inputs, *axes], sheet, api_name="compare", **device)
     button.click(annotated, [picture, name, options], sheet, api_name="annotate", concurrency_id="hints")
+
+
+def _json(value: dict[str, Any] | list[Any], label: str) -> gr.JSON:
+    """With a type of its own: Gradio's is no valid schema, and clients of MCP refuse the tool for it."""
+    made = gr.JSON(value, label=label)
+    kind: dict[str, Any] = (
+        {"type": "object"} if isinstance(value, dict) else {"type": "array", "items": {"type": "object"}}
+    )
+    made.api_info = lambda: {**kind, "description": label}  # type: ignore[method-assign]
+    return made
 
 
 def _named(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
@@ -127,12 +138,12 @@ def _generate_form(desk: Desk) -> dict[str, Any]:
         "hint": picture_input("Picture of the first unit: a hint, or what the annotator looks at"),
         "control": gr.Dropdown(list(desk.offer.controls), value=next(iter(desk.offer.controls)), label="Control"),
         "annotator": gr.Dropdown(list(ANNOTATORS), value=unit.annotator, label="Annotator"),
-        "options": gr.JSON({}, label="Options of the annotator"),
+        "options": _json({}, "Options of the annotator"),
         "strength": gr.Slider(0, 2, unit.strength, label="Strength"),
         "start": gr.Slider(0, 1, unit.start, label="Start"),
         "end": gr.Slider(0, 1, unit.end, label="End"),
         "mode": gr.Dropdown(list(MODES), value=unit.mode, label="Who leads"),
-        "more_units": gr.JSON([], label="More units"),
+        "more_units": _json([], "More units"),
         "base": gr.Dropdown(list(desk.offer.bases), value=next(iter(desk.offer.bases)), label="Base"),
         "count": gr.Slider(1, limits.pictures, asked.count, step=1, label="Images"),
         "steps": gr.Slider(1, limits.steps, asked.steps, step=1, label="Steps"),

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from controlnet.annotators.openpose_json import from_openpose_json
 from controlnet.annotators.resolution import to_size
 from controlnet.annotators.table import load
 from controlnet.errors import UserError
@@ -29,24 +30,23 @@ def by_hand(picture: Pixels | None, annotator: str, options: dict[str, Any], mod
         raise UserError(f"a hint of {annotator} has no lines, people or classes that an editor could change")
     rgb = three_channels(picture)
     if annotator == NO_ANNOTATOR:
-        return "Draw", scribble_value(fitting(rgb, is_smooth=False))
+        return "Draw", scribble_value(to_size(rgb, canvas_size(rgb), is_smooth=False))
     return editor_value(annotate(picture, annotator, options, models), rgb, load(annotator).meaning.is_smooth)
 
 
 def editor_value(hint: Hint, picture: Rgb, is_smooth: bool) -> tuple[str, Any]:
-    """As `by_hand`, of a hint that is made."""
+    """As `by_hand`, of a hint that is made; details, of what was looked at, take the picture's size."""
+    size = canvas_size(picture)
     match hint.detail:
-        case dict() as people:
-            return "Pose", pose_value(people, background=picture)
+        case dict() as document:
+            return "Pose", pose_value(from_openpose_json(document).resized(size), background=picture)
         case np.ndarray() as classes:
-            height, width = hint.pixels.shape[:2]  # of the picture; the classes are of what the network looked at
-            sized = to_size(classes, (width, height), is_smooth=False)
-            return "Segments", segment_value(fitting(sized, is_smooth=False), background=picture)
-    return "Draw", scribble_value(fitting(hint.pixels, is_smooth), background=picture)
+            return "Segments", segment_value(to_size(classes, size, is_smooth=False), background=picture)
+    return "Draw", scribble_value(to_size(hint.pixels, size, is_smooth), background=picture)
 
 
-def fitting(pixels: Pixels, is_smooth: bool) -> Pixels:
-    """As it is, or as large as the largest canvas."""
-    height, width = pixels.shape[:2]
+def canvas_size(picture: Pixels) -> tuple[int, int]:
+    """Width and height: the picture's, or as large as the largest canvas."""
+    height, width = picture.shape[:2]
     scale = min(1, LARGEST_SIDE / max(height, width))
-    return to_size(pixels, (round(width * scale), round(height * scale)), is_smooth)
+    return round(width * scale), round(height * scale)
