@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -164,6 +165,7 @@ class NetworkAnnotator(Annotator):
         return [(hint, None) for hint in self.annotate_all(pictures_bhwc)]
 
 
+_parsing = Lock()  # Python 3.11 counts the depth of ast for all threads at once: a SystemError when two are in it
 COMPUTE = {"device", "dtype", "weights_dir"}  # fields of a NetworkAnnotator that change no hint's meaning
 
 
@@ -193,7 +195,8 @@ def _field_texts(kind: type) -> dict[str, str]:
     """The docstrings under the fields of a class and of those it inherits, which Python itself forgets."""
     texts = {}
     for each in reversed([base for base in kind.__mro__ if issubclass(base, Annotator)]):
-        [definition] = ast.parse(textwrap.dedent(inspect.getsource(each))).body
+        with _parsing:
+            [definition] = ast.parse(textwrap.dedent(inspect.getsource(each))).body
         assert isinstance(definition, ast.ClassDef)
         for field, after in zip(definition.body, definition.body[1:], strict=False):
             match field, after:

@@ -58,7 +58,7 @@ class Stage {
     const width = this.box.clientWidth;
     if (!width) return;
     const { width: w, height: h } = this.editor;
-    const most = Math.max(280, window.innerHeight - AROUND - this.editor.bar.offsetHeight);
+    const most = Math.max(250, window.innerHeight - AROUND - this.editor.bar.offsetHeight);
     this.box.style.height = this.isWhole ? "auto" : `${Math.min(most, Math.max(240, Math.round((width * h) / w)))}px`;
     const ratio = window.devicePixelRatio || 1;
     const [across, down] = [this.box.clientWidth, this.box.clientHeight];
