@@ -1,13 +1,12 @@
 """`controlnet studio`: the web app."""
 
-import gc
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import tyro
 
-from controlnet.cli.common import Compute
+from controlnet.cli.common import Compute, importing
 from controlnet.errors import UserError
 
 
@@ -47,10 +46,10 @@ class Studio(Compute):
     """Offer the endpoints as tools to language models, too (Model Context Protocol)."""
 
     def __call__(self) -> None:
-        gc.disable()  # until it is open: of the millions of objects that imports make, none is garbage
-        from controlnet.generation.request import complaint
-        from controlnet.studio.offer import Offer
-        from controlnet.studio.server import Door, serve
+        with importing():
+            from controlnet.generation.request import complaint
+            from controlnet.studio.offer import Offer
+            from controlnet.studio.server import Door, serve
 
         bases = self.base or ("embedded",)
         given = (

@@ -82,6 +82,7 @@ def serve(offer: Offer, door: Door) -> None:
     # before Gradio is imported: it reads these once. Uploads stay in the studio's own folder
     os.environ["GRADIO_TEMP_DIR"] = str((offer.out / "uploads").resolve())
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    gc.disable()  # until it is open: of the many objects that are made till then, none is garbage
     from controlnet.studio.app import make_app
     from controlnet.studio.desk import Desk
 
