@@ -70,9 +70,7 @@ def test_many_pictures_are_annotated_though_one_is_broken(desk, tmp_path):
     bad.write_bytes(b"none")
     *_, (done, failed) = annotate_files([str(good), str(bad)], "canny", {"low": 10}, desk.models, tmp_path / "out")
     assert done == 2
-    assert failed == [
-        "bad.png: no picture that can be read; expected PNG, JPEG, WEBP; convert it or remove it"
-    ]
+    assert failed == ["bad.png: no picture that can be read; expected PNG, JPEG, WEBP; convert it or remove it"]
     assert (tmp_path / "out" / "hints.zip").is_file()
     with pytest.raises(UserError, match="bad.png"):
         list(annotate_files([str(bad)], "canny", {}, desk.models, tmp_path / "out"))
