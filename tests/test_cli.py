@@ -9,7 +9,7 @@ import time
 import pytest
 
 from controlnet import __version__
-from controlnet.cli.main import COMMANDS, run
+from controlnet.cli.main import COMMANDS, LOOKS, OWN_CHOICES, run
 
 COMMAND = [sys.executable, "-m", "controlnet"]
 
@@ -167,3 +167,28 @@ def test_doctor_tells_versions_devices_memory_caches_and_weights_without_a_gpu(c
     printed = capsys.readouterr().out
     sections = ("Versions", "Devices", "Memory and disk", "Caches", "Weights found", "Would be downloaded")
     assert [section for section in sections if section not in printed] == []
+
+
+SPIN_COUNT = """
+import os
+from dataclasses import dataclass
+from controlnet.cli import main
+
+@dataclass(frozen=True)
+class Tell:
+    def __call__(self):
+        print(os.environ.get("GOMP_SPINCOUNT"))
+
+main.COMMANDS["tell"] = ("__main__:Tell", "tells")
+main.main(["tell"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("chosen", "told"),
+    [({}, str(LOOKS)), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+)
+def test_threads_that_wait_soon_sleep_unless_their_user_chose_otherwise(chosen: dict[str, str], told: str):
+    environment = {name: value for name, value in os.environ.items() if name not in OWN_CHOICES} | chosen
+    ended = subprocess.run([sys.executable, "-c", SPIN_COUNT], capture_output=True, text=True, env=environment)
+    assert ended.stdout == f"{told}\n"
