@@ -48,6 +48,16 @@ def test_a_finished_run_is_not_trained_again(
     assert "is finished: 2 steps" in capsys.readouterr().err
 
 
+def test_a_finished_run_that_is_asked_for_fewer_steps_keeps_what_it_has_measured(
+    base: Base, circles: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    train(make_config(circles, out, 2), base=base)
+    measured = (out / "metrics.csv").read_text()
+    assert train(make_config(circles, out, 1), base=base).step == 2
+    assert (out / "metrics.csv").read_text() == measured
+
+
 def test_a_run_writes_what_its_user_looks_for(base: Base, circles: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     trained = train(make_config(circles, out, 4, validation_steps=2, checkpointing_steps=1), base=base)

@@ -163,7 +163,7 @@ class RunOptions:
     """Of the order of the pairs and of each pair's noise."""
     validation_steps: int = 0
     """Steps between validations: held-out loss, hint gain, fidelity, a grid of pictures; 0 is 300 as the original's
-    logger, and 100 for narrow bases."""
+    logger, and 50 for narrow bases."""
     num_validation_images: int = 16
     """Pictures generated at each validation, from the first held-out hints; up to 8 of them are drawn."""
     validation_prompt: tuple[str, ...] = ()

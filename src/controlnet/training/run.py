@@ -42,7 +42,7 @@ from controlnet.training.guards import StopUnlessFinite
 from controlnet.training.loggers import Report, open_loggers
 from controlnet.training.publishing import check_hub, publish
 from controlnet.training.ranks import Ranks
-from controlnet.training.record import Record
+from controlnet.training.record import Record, history_of, read_rows
 from controlnet.training.report import write_data_card
 from controlnet.training.sources import caching_of, open_pairs, open_validation
 from controlnet.training.start import Start, begin, identity
@@ -97,8 +97,8 @@ def train(config: TrainConfig, dataset: Dataset | None = None, base: Base | None
         _fit(config, base, *data, start, ranks, trainer, console)
     if config.push_to_hub and ranks.is_first:
         console.print(f"published: {publish(config)}")
-    history = Record(config.out / METRICS, until=config.max_train_steps).history if ranks.is_first else []
     step = max(start.step, config.max_train_steps)
+    history = history_of(read_rows(config.out / METRICS)) if ranks.is_first else []
     return Trained(config.out / NAME_IN_RUN, step, history, find_convergence(history), ranks.place.rank)
 
 
