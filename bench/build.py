@@ -16,10 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-import psutil
 import tyro
 from annotate import SIDE, crops
-from downloads import core_seconds, download, memory, server
+from downloads import Memory, core_seconds, download, memory, server
 from PIL import Image
 
 from controlnet.build.annotate import Annotate
@@ -111,16 +110,11 @@ def seconds(
 
 def executor(count: int, folder: Path) -> Figures:
     """Milliseconds a row, and megabytes of the process after a tenth of the work and at most."""
-    process, seen = psutil.Process(), [0]
     stages: dict[str, Stage] = {f"nothing-{number}": Nothing() for number in range(3)}
-
-    def note(_: object) -> None:
-        seen.append(max(seen[-1], process.memory_info().rss))
-
-    before = core_seconds()
-    spent = seconds(Simulated(count=count), stages, folder / "executor", report=note)
+    seen, before = Memory("nothing-0"), core_seconds()
+    spent = seconds(Simulated(count=count), stages, folder / "executor", report=seen)
     figures = {"ms": 1000 * spent / count, "core ms": 1000 * (core_seconds() - before) / count}
-    figures |= {"tenth MB": seen[len(seen) // 10] / 1e6, "whole MB": seen[-1] / 1e6}
+    figures |= {"tenth MB": seen.after_a_tenth / 1e6, "whole MB": seen.at_most / 1e6}
     told = f"executor: {figures['ms']:.3f} ms a row, {figures['core ms']:.3f} of a core; {_memory(figures, count)}"
     return figures, told
 

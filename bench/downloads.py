@@ -12,7 +12,7 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -102,6 +102,26 @@ def core_seconds() -> float:
     return sum(sum(process.cpu_times()[:2]) for process in every)
 
 
+class Memory:
+    """Of this process, each time that a shard has been through a stage; what comes before that has another size."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage, self.seen = stage, list[int]()
+
+    def __call__(self, counts: Mapping[str, object]) -> None:
+        if self.stage in counts:
+            self.seen.append(psutil.Process().memory_info().rss)
+
+    @property
+    def after_a_tenth(self) -> int:
+        """Bytes, at most, over a tenth of the shards."""
+        return max(self.seen[: len(self.seen) // 10])
+
+    @property
+    def at_most(self) -> int:
+        return max(self.seen)
+
+
 def memory(host: str, count: int, folder: Path) -> tuple[int, int]:
     """Bytes of this process at most, over the first tenth of so many rows that fail at once, and over all of them."""
     folder.mkdir()
@@ -112,13 +132,9 @@ def memory(host: str, count: int, folder: Path) -> tuple[int, int]:
         "stage": [{"kind": "download", "allowed_hosts": [host]}],
         "sink": {"kind": "webdataset"},
     }
-    process, seen = psutil.Process(), [0]
-    build(
-        make_recipe(told, folder / "recipe.toml"),
-        folder / "out",
-        report=lambda counts: seen.append(max(seen[-1], process.memory_info().rss)),
-    )
-    return seen[len(seen) // 10], seen[-1]
+    seen = Memory("download")
+    build(make_recipe(told, folder / "recipe.toml"), folder / "out", report=seen)
+    return seen.after_a_tenth, seen.at_most
 
 
 def main() -> None:
