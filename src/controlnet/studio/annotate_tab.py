@@ -32,13 +32,7 @@ def annotate_tab(desk: Desk, visitor: gr.BrowserState, load_event: Any) -> None:
             with gr.Column():
                 options_of(annotator, options, load_event)
             go = gr.Button("Annotate", variant="primary")
-            with gr.Accordion("Many pictures at once", open=False):
-                files = gr.File(
-                    label="Pictures", file_count="multiple", file_types=[".png", ".jpg", ".jpeg", ".webp"], height=120
-                )
-                go_all = gr.Button("Annotate all")
-                told = gr.HTML()
-                archive = gr.File(label="All hints", interactive=False, visible=False)
+            _many_at_once(desk, visitor, annotator, options)
         with gr.Column(scale=4, min_width=300):
             picture = picture_input("Picture", value=house(), height=520)
         with gr.Column(scale=4, min_width=300):
@@ -65,16 +59,6 @@ def annotate_tab(desk: Desk, visitor: gr.BrowserState, load_event: Any) -> None:
         words = quiet(f"{width}x{height}; {load(name).meaning.values}")
         return made.pixels, words, gr.update(value=found, visible=found is not None)
 
-    def many(paths: list[str] | None, name: str, values: dict[str, Any], who: str) -> Iterator[tuple[str, Any]]:
-        try:
-            folder, failed = desk.folder(who), list[str]()
-            for done, failed in annotate_files(paths or [], name, values, desk.models, folder):  # noqa: B007  # the last
-                yield counted(done, len(paths or []), f"hints: {name}"), gr.skip()
-            words = quiet("Done.") if not failed else alert("left out:\n" + "\n".join(failed))
-            yield words, gr.update(value=str(folder / ARCHIVE), visible=True)
-        except UserError as error:
-            yield alert(str(error)), gr.update(visible=False)
-
     shared: Any = {"concurrency_id": "hints", **PRIVATE}
     gr.on(
         [load_event, go.click, picture.change],
@@ -86,7 +70,29 @@ def annotate_tab(desk: Desk, visitor: gr.BrowserState, load_event: Any) -> None:
     annotator.change(lambda name: (described(name), {}), annotator, [about, options], **QUICK).then(
         one, [annotator, options, picture, visitor], [hint, note, detail], **shared
     )
-    go_all.click(many, [files, annotator, options, visitor], [told, archive], **shared)
+
+
+def _many_at_once(desk: Desk, visitor: gr.BrowserState, annotator: gr.Dropdown, options: gr.State) -> None:
+    with gr.Accordion("Many pictures at once", open=False):
+        files = gr.File(
+            label="Pictures", file_count="multiple", file_types=[".png", ".jpg", ".jpeg", ".webp"], height=120
+        )
+        go_all = gr.Button("Annotate all")
+        told = gr.HTML()
+        archive = gr.File(label="All hints", interactive=False, visible=False)
+
+    def many(paths: list[str] | None, name: str, values: dict[str, Any], who: str) -> Iterator[tuple[str, Any]]:
+        try:
+            folder, failed = desk.folder(who), list[str]()
+            for done, failed in annotate_files(paths or [], name, values, desk.models, folder):  # noqa: B007  # the last
+                yield counted(done, len(paths or []), f"hints: {name}"), gr.skip()
+            words = quiet("Done.") if not failed else alert("left out:\n" + "\n".join(failed))
+            yield words, gr.update(value=str(folder / ARCHIVE), visible=True)
+        except UserError as error:
+            yield alert(str(error)), gr.update(visible=False)
+
+    inputs = [files, annotator, options, visitor]
+    go_all.click(many, inputs, [told, archive], concurrency_id="hints", **PRIVATE)
 
 
 def described(name: str) -> str:

@@ -45,6 +45,7 @@ def add_endpoints(desk: Desk, trainings: Trainings) -> None:
     """Inside the page's Blocks: components that nobody sees, and functions of JSON."""
     with gr.Column(visible=False):
         _picture_endpoints(desk)
+        _annotate_endpoint(desk)
     _json_endpoints(desk, trainings)
 
 
@@ -86,6 +87,17 @@ def _picture_endpoints(desk: Desk) -> None:
             pass
         return job.result().pixels
 
+    sheet = gr.Image(label="Hint or sheet", format="png")
+    axes = [gr.Textbox(value, label=label) for label, value in AXES_ASKED.items()]
+    button = gr.Button()
+    device: Any = {"concurrency_id": "device"}
+    button.click(_named(generate, list(form)), inputs, gallery, api_name="generate", **device)
+    button.click(_named(preview, list(form)), inputs, sheet, api_name="preview", concurrency_id="hints")
+    every = [*form, "x_axis", "x_values", "y_axis", "y_values"]
+    button.click(_named(compare, every), [*inputs, *axes], sheet, api_name="compare", **device)
+
+
+def _annotate_endpoint(desk: Desk) -> None:
     @for_people
     def annotated(picture: Pixels | None, name: str, options: Mapping[str, Any] | None) -> Any:
         """A picture's hint of one condition, as large as the picture. `offered` tells each annotator's options."""
@@ -94,18 +106,11 @@ def _picture_endpoints(desk: Desk) -> None:
         return annotate(picture, name, options or {}, desk.models).pixels
 
     annotated.__name__ = "annotate"  # what the tool is called
-    sheet = gr.Image(label="Sheet or hint", format="png")
-    axes = [gr.Textbox(value, label=label) for label, value in AXES_ASKED.items()]
     picture = picture_input("Picture")
     name = gr.Dropdown(list(ANNOTATORS), value="canny", label="Annotator")
     options = _json({}, "Options of the annotator")
-    button = gr.Button()
-    device: Any = {"concurrency_id": "device"}
-    button.click(_named(generate, list(form)), inputs, gallery, api_name="generate", **device)
-    button.click(_named(preview, list(form)), inputs, sheet, api_name="preview", concurrency_id="hints")
-    every = [*form, "x_axis", "x_values", "y_axis", "y_values"]
-    button.click(_named(compare, every), [*inputs, *axes], sheet, api_name="compare", **device)
-    button.click(annotated, [picture, name, options], sheet, api_name="annotate", concurrency_id="hints")
+    hint = gr.Image(label="Hint", format="png")
+    gr.Button().click(annotated, [picture, name, options], hint, api_name="annotate", concurrency_id="hints")
 
 
 def _json(value: dict[str, Any] | list[Any], label: str) -> gr.JSON:
