@@ -107,8 +107,9 @@ def controlled(base: Base, voices: Sequence[Voice], beside_bchw: Tensor | None =
     """
     trained = (voice.unit.control.decoder for voice in voices)
     decoder = next((each for each in trained if each is not None), base.decoder)
-    if next(decoder.parameters()).dtype != base.dtype:  # it is in training still
-        decoder = copy.deepcopy(decoder).to(base.dtype)
+    dtype = base.dtype  # asked once: it walks through all modules
+    if next(decoder.parameters()).dtype != dtype:  # it is in training still
+        decoder = copy.deepcopy(decoder).to(dtype)
 
     def prediction(latent_bchw: Tensor, timestep: Tensor, step: int, prompt: Prompt) -> Tensor:
         sides = len(prompt.context_btd) // len(latent_bchw)
@@ -117,8 +118,8 @@ def controlled(base: Base, voices: Sequence[Voice], beside_bchw: Tensor | None =
         timestep_b = timestep.expand(len(seen_bchw))
         speaking = [voice for voice in voices if voice.strengths[step] != 0]
         said = [voice.say(seen_bchw, timestep_b, prompt, sides, step) for voice in speaking]
-        control = reduce(add, (_mapped(features, lambda x: x.to(base.dtype)) for features in said)) if said else None
-        return predict(base.encoder, decoder, seen_bchw.to(base.dtype), timestep_b, prompt, control).float()
+        control = reduce(add, (_mapped(features, lambda x: x.to(dtype)) for features in said)) if said else None
+        return predict(base.encoder, decoder, seen_bchw.to(dtype), timestep_b, prompt, control).float()
 
     return prediction
 
