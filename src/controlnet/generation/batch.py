@@ -43,7 +43,7 @@ def sample_batch(
         start_bchw, settle, beside_bchw = _start(request, scheduler, timesteps, noise_bchw, canvas)
         denoise = guided(controlled(base, voices, beside_bchw), negative, positive, request.guidance_scales)
         options = step_options(scheduler, settings.eta, generators)
-        with quick([base.unet, *(voice.unit.control for voice in voices)]):
+        with quick([base.encoder, base.decoder, *(voice.unit.control for voice in voices)]):
             return sample(denoise, scheduler, timesteps, start_bchw, settle, on_step, **options)
 
 
