@@ -21,9 +21,7 @@ from torch.nn.functional import linear, pad, scaled_dot_product_attention
 
 from controlnet.devices import has_fast_bfloat16
 
-FEW_SCORES = (
-    2**16
-)  # of a head and picture, 16x16 by 16x16: of more, torch's fused attention is faster, with gradients too
+FEW_SCORES = 2**16  # of a head and picture, 16x16 by 16x16: for more, torch's fused attention is faster
 SCORES_AT_ONCE = 2**19  # of a head and picture; more of them are faster head by head
 QUERIES = 256  # of a chunk: its scores, of 4,096 keys, take 4 MB and stay in the cache
 
