@@ -133,7 +133,7 @@ def test_each_of_two_holds_half_and_the_first_gets_the_whole_to_save_it(base_fol
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(hold_shares, (port, str(base_folder)), nprocs=2)
+    torch.multiprocessing.spawn(hold_shares, (port, str(base_folder)), nprocs=2)  # raises what fails in either
 
 
 @pytest.mark.parametrize("option", ["auto_micro_batch", "use_8bit_adam", "compile"])
