@@ -36,6 +36,7 @@ from controlnet.base import Base, tokenize
 from controlnet.checkpoints.control_diffusers import theirs_by_ours
 from controlnet.checkpoints.control_file import ControlMetadata, save_control
 from controlnet.checkpoints.convert import convert_control
+from controlnet.cli.process import keep_freed_memory
 from controlnet.control import ControlNet
 from controlnet.data.circles import write_circles
 from controlnet.training.cache import Caching, Encoded, encode, fingerprint
@@ -136,6 +137,7 @@ class Observe(Callback):
 
 def train_ours(work: Path, size: Size, steps: int) -> Figures:
     """As `controlnet train` does."""
+    keep_freed_memory()
     base = open_size(size)
     config = resolved(config_of(work, steps), base)
     start = time.perf_counter()

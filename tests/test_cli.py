@@ -9,7 +9,8 @@ import time
 import pytest
 
 from controlnet import __version__
-from controlnet.cli.main import COMMANDS, LOOKS, OWN_CHOICES, run
+from controlnet.cli.main import COMMANDS, run
+from controlnet.cli.process import LOOKS, OWN_CHOICES
 
 COMMAND = [sys.executable, "-m", "controlnet"]
 

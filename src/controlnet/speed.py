@@ -1,9 +1,9 @@
 """How a U-Net's layers compute where torch's own way is slow: the same numbers, but for rounding, sooner.
 
-On CPUs: attention in bfloat16 takes half the time as plain matrix products, a convolution of few positions three
-quarters to a sixth as one product, and what both sides of guidance have in common is computed once. Anywhere: the keys
-and values of a prompt are computed once for all steps. Where gradients are wanted or torch compiles, torch's own way is
-taken.
+On CPUs: attention in bfloat16 takes half the time as plain matrix products where there are tiles for them (AMX), a
+convolution of few positions three quarters to a sixth as one product, a gated layer half with its gate in the products,
+and what both sides of guidance have in common is computed once. Anywhere: the keys and values of a prompt are computed
+once for all steps. Where gradients are wanted or torch compiles, torch's own way is taken.
 
 Shapes: b batch, a heads, q queries, k keys, d width of a head, c channels, h w size, n positions.
 """
@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Lock
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.activations import GEGLU
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad, scaled_dot_product_attention
@@ -22,8 +24,10 @@ from torch.nn.functional import linear, pad, scaled_dot_product_attention
 from controlnet.devices import has_fast_bfloat16
 
 FEW_SCORES = 2**16  # of a head and picture, 16x16 by 16x16: for more, torch's fused attention is faster
-SCORES_AT_ONCE = 2**19  # of a head and picture; more of them are faster head by head
-QUERIES = 256  # of a chunk: its scores, of 4,096 keys, take 4 MB and stay in the cache
+MANY_SCORES = 2**22  # of a head and picture, 64x64 by 32x32: for more, products are faster than torch's in bfloat16 too
+SCORES_AT_ONCE = 2**19  # of a head and picture; with AMX, more of them are faster head by head, and no torch's is
+QUERIES = 128  # of a chunk: its scores, of 4,096 keys, take 2 MB
+LOG2_E = 1.4426950408889634
 
 KeysAndValues = tuple[Tensor, Tensor]
 # while prompts are heard once: (layer, its prompt's place in memory) -> the prompt, which thereby stays there; k and v
@@ -47,17 +51,17 @@ def compile_parts(*parts: nn.Module) -> None:
 
 @contextmanager
 def quick(models: Sequence[nn.Module]) -> Iterator[None]:
-    """While this holds, the models' convolutions are quick ones, and their attention layers compute the keys and values
-    of a prompt once; weights and prompts must stay as they are."""
-    convolutions = [it for model in models for it in model.modules() if type(it) is nn.Conv2d]
+    """While this holds, the models' convolutions and gated layers are quick ones, and their attention layers compute
+    the keys and values of a prompt once; weights and prompts must stay as they are."""
+    found = [(it, type(it)) for model in models for it in model.modules() if type(it) in QUICK]
     token = _heard.set({})
     try:
-        for convolution in convolutions:
-            convolution.__class__ = QuickConv2d
+        for module, stock in found:
+            module.__class__ = QUICK[stock]
         yield
     finally:
-        for convolution in convolutions:
-            convolution.__class__ = nn.Conv2d
+        for module, stock in found:
+            module.__class__ = stock
         _heard.reset(token)
 
 
@@ -112,6 +116,21 @@ class QuickConv2d(nn.Conv2d):
         return linear(around_bhwkc.reshape(batch, height, width, -1), weight_cn, self.bias).permute(0, 3, 1, 2)
 
 
+class QuickGEGLU(GEGLU):
+    """A gated layer, h * gelu(g) of one product's halves, as two products that end with what follows them."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not is_quick(hidden_states) or type(self.proj) is not nn.Linear:
+            return super().forward(hidden_states, *args, **kwargs)
+        product = torch.ops.mkldnn._linear_pointwise
+        (weight, gate_weight), (bias, gate_bias) = self.proj.weight.chunk(2), self.proj.bias.chunk(2)
+        gate = product(hidden_states, gate_weight, gate_bias, "gelu", [], "none")
+        return product.binary(hidden_states, gate, weight, bias, "mul")
+
+
+QUICK: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: QuickConv2d, GEGLU: QuickGEGLU}
+
+
 def as_matrix(weight: Tensor) -> Tensor:
     """Outputs by taps and channels, (o, 9c): a view of weights that are channels last."""
     return weight.permute(0, 2, 3, 1).flatten(1)
@@ -140,9 +159,11 @@ def attend(query_baqd: Tensor, key_bakd: Tensor, value_bakd: Tensor, scale: floa
     """Attention (b, a, q, d) in the way that is fastest for its shape, precision and device."""
     scores = query_baqd.shape[2] * key_bakd.shape[2]
     if is_quick(query_baqd):
-        way = _precisely_at_once if scores <= SCORES_AT_ONCE else _precisely_in_chunks
-        with _bfloat16_products_of_float32():
-            return way(query_baqd, key_bakd, value_bakd, scale)
+        few, many = (SCORES_AT_ONCE, SCORES_AT_ONCE) if has_tiles() else (FEW_SCORES, MANY_SCORES)
+        if scores <= few or scores > many:
+            with _bfloat16_products_of_float32():
+                way = _precisely_at_once if scores <= few else _precisely_in_chunks
+                return way(query_baqd, key_bakd, value_bakd, scale)
     if query_baqd.device.type == "cpu" and scores <= FEW_SCORES:
         return _at_once(query_baqd, key_bakd, value_bakd, scale)
     return scaled_dot_product_attention(query_baqd, key_bakd, value_bakd, scale=scale)
@@ -152,6 +173,11 @@ def is_quick(x: Tensor) -> bool:
     """Whether `x` is in bfloat16 on a CPU that is fast at it, and nobody wants gradients or compiles."""
     can_choose = hasattr(torch.backends.mkldnn, "matmul")  # since torch 2.9
     return x.dtype == torch.bfloat16 and _is_free(x) and can_choose and has_fast_bfloat16(x.device)
+
+
+def has_tiles() -> bool:
+    """Whether this processor multiplies float32 as bfloat16, in tiles (AMX): elsewhere oneDNN does not round it."""
+    return torch.cpu._is_amx_tile_supported()
 
 
 def _is_free(x: Tensor) -> bool:
@@ -172,16 +198,32 @@ def _precisely_at_once(query_baqd: Tensor, key_bakd: Tensor, value_bakd: Tensor,
 
 
 def _precisely_in_chunks(query_baqd: Tensor, key_bakd: Tensor, value_bakd: Tensor, scale: float) -> Tensor:
+    """A head for each thread, some queries at a time, so that their scores stay in the caches.
+
+    Scores are float32, their powers bfloat16. A column of ones beside the values sums these up in the same product,
+    and the largest score is only taken off where float32 could not hold the powers.
+    """
     seen_baqd = torch.empty_like(query_baqd, memory_format=torch.contiguous_format)
-    scores_qk = query_baqd.new_empty(QUERIES, key_bakd.shape[2], dtype=torch.float32)
-    rows = (_in_rows(query_baqd, torch.float32), _in_rows(key_bakd, torch.float32), _in_rows(value_bakd))
-    for query_qd, key_kd, value_kd, seen_qd in zip(*rows, seen_baqd.flatten(0, 1), strict=True):
-        for chunk_qd, into_qd in zip(query_qd.split(QUERIES), seen_qd.split(QUERIES), strict=True):
-            some_qk = scores_qk[: len(chunk_qd)]
-            torch.addmm(some_qk, chunk_qd, key_kd.T, beta=0, alpha=scale, out=some_qk)
-            torch.softmax(some_qk, -1, out=some_qk)
-            torch.mm(some_qk.to(value_kd.dtype), value_kd, out=into_qd)
+    heads = torch.get_num_threads()
+    query_nqd, key_nkd = (_in_rows(x, torch.float32).split(heads) for x in (query_baqd, key_bakd))
+    value_nkd = pad(_in_rows(value_bakd), (0, 8), value=1).split(heads)  # eight: a row is whole vectors
+    for query, key, value, seen in zip(query_nqd, key_nkd, value_nkd, seen_baqd.flatten(0, 1).split(heads), strict=True):
+        scores_nqk = query.new_empty(len(query), QUERIES, key.shape[1])
+        powers_nqk = value.new_empty(scores_nqk.shape)
+        for chunk_nqd, into_nqd in zip(query.split(QUERIES, 1), seen.split(QUERIES, 1), strict=True):
+            some_nqk, some_powers_nqk = (x[:, : chunk_nqd.shape[1]] for x in (scores_nqk, powers_nqk))
+            torch.baddbmm(some_nqk, chunk_nqd, key.transpose(1, 2), beta=0, alpha=scale * LOG2_E, out=some_nqk)
+            some_powers_nqk.copy_(_settled(some_nqk).exp2_())
+            sums_nqd = torch.bmm(some_powers_nqk, value)
+            torch.div(sums_nqd[..., :-8], sums_nqd[..., -1:], out=into_nqd)
     return seen_baqd
+
+
+def _settled(scores_nqk: Tensor) -> Tensor:
+    """The scores, changed in place so that float32 holds powers of two of them and their sums, if it does not."""
+    top_nq1 = scores_nqk.amax(-1, keepdim=True)
+    lowest, highest = top_nq1.aminmax()
+    return scores_nqk if -60 < lowest and highest < 100 else scores_nqk.sub_(top_nq1)
 
 
 def _in_rows(x_band: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -27,6 +27,7 @@ from types import FrameType
 from typing import NoReturn
 
 from controlnet import __version__
+from controlnet.cli.process import keep_freed_memory, let_threads_sleep
 from controlnet.errors import DefectsFound, UserError
 
 # name -> (where its options are, one line of help)
@@ -55,27 +56,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("controlnet.cli.doctor:Doctor", "what this machine has: versions, devices, weights, caches"),
 }
 
-# how often a thread of torch looks whether the others are done before it sleeps (libgomp, which asks when it is loaded)
-LOOKS, OWN_CHOICES = 5_000, {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
-
 INTERRUPTED = "interrupted: every file already written is whole; the same command run again goes on from there"
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run `arguments` (default: the process's own) and exit with the documented code."""
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
-    _let_threads_sleep()
+    let_threads_sleep()
+    keep_freed_memory()
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
-
-
-def _let_threads_sleep() -> None:
-    """Where others compute too, threads that wait awake for those that they keep from running take ten times as long.
-
-    300,000 looks are libgomp's own choice. 1,500 convolutions and SiLUs of 64 channels at 16x16, two threads, two
-    cores: 0.34 s with either on an idle machine, 9 to 37 s and 1.2 to 3 s on a busy one.
-    """
-    if not OWN_CHOICES & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = str(LOOKS)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -77,6 +77,7 @@ class StepwiseModule(ControlNetModule):
         gradients = [parameter.grad for parameter in self.trained().values() if parameter.grad is not None]
         self.stepping.ranks.sum([loss] if self.stepping.ranks.share_out else [*gradients, loss])
         taken = self._take(optimizer, gradients, loss)
+        optimizer.zero_grad()  # they would lie beside all that the next step computes
         self.lr_schedulers().step()  # type: ignore[union-attr]  # one schedule
         return {"loss": loss, "taken": taken}
 
@@ -108,6 +109,7 @@ class StepwiseModule(ControlNetModule):
             micro_draw = draw[part].to(self.device)
             weight = len(micro_draw.timestep_b) / self.stepping.global_batch
             part_of_loss = self.loss((reading[part].on(self.base), micro_draw)) * weight
+            torch.clear_autocast_cache()  # else rounded copies of all weights lie beside all gradients
             self.manual_backward(part_of_loss)
             loss += part_of_loss.detach()
         return loss
