@@ -44,6 +44,7 @@ from controlnet.training.config import TrainConfig
 from controlnet.training.defaults import resolved
 from controlnet.training.encoders import release_encoders
 from controlnet.training.loss import Draw
+from controlnet.training.optimizers import in_rows
 from controlnet.training.ranks import Ranks
 from controlnet.training.run import make_module, make_trainer, quietly
 from controlnet.training.sources import open_pairs
@@ -189,11 +190,11 @@ def train_theirs(work: Path, size: Size, steps: int) -> Figures:
         added["mid_block_additional_residual"] = middle.to(base.dtype)
         loss = mse_loss(unet(*given, **added, return_dict=False)[0].float(), draw.noise_bchw)
         loss.backward()
-        clip_grad_norm_(control.parameters(), MAX_GRAD_NORM)
         if number == 0:
             theirs = dict(control.named_parameters())
             names = theirs_by_ours([name for name, _ in ControlNet.from_base(base.unet).named_parameters()])
             write_gradients(work / "theirs.gradients", ((our, theirs[their]) for our, their in names.items()))
+        clip_grad_norm_(control.parameters(), MAX_GRAD_NORM)
         optimizer.step()
         optimizer.zero_grad()
         return loss.item()
@@ -249,7 +250,8 @@ def write_gradients(path: Path, parameters: Iterable[tuple[str, nn.Parameter]]) 
     with path.open("wb") as file:
         for _, parameter in parameters:
             assert parameter.grad is not None
-            file.write(parameter.grad.contiguous().to(torch.bfloat16).view(torch.int16).numpy().tobytes())
+            for part in in_rows(parameter.grad):
+                file.write(part.contiguous().to(torch.bfloat16).view(torch.int16).numpy().tobytes())
 
 
 def gradients_apart(work: Path) -> float:

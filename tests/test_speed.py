@@ -4,12 +4,13 @@ import copy
 
 import pytest
 import torch
+from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, scaled_dot_product_attention
 
 import tiny
 from controlnet.control import ControlNet, Decoder, Encoder, predict
-from controlnet.speed import QuickAttention, QuickConv2d, attend, once, quick, suit
+from controlnet.speed import QuickAttention, QuickConv2d, QuickGEGLU, attend, once, quick, suit
 from parity.reference import relative_error
 
 # queries, keys: at once, in chunks of which the last is smaller, a prompt
@@ -17,10 +18,11 @@ SHAPES = [(64, 64), (1030, 1030), (1030, 77)]
 HEADS, WIDTH = 2, 40
 
 
-@pytest.fixture(autouse=True)
-def fast_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On any processor, the ways for those that are fast at bfloat16."""
+@pytest.fixture(autouse=True, params=["tiles", "vectors"])
+def fast_bfloat16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On any processor, the ways for those that are fast at bfloat16, in either manner."""
     monkeypatch.setattr("controlnet.speed.has_fast_bfloat16", lambda device: device.type == "cpu")
+    monkeypatch.setattr("controlnet.speed.has_tiles", lambda: request.param == "tiles")
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -47,6 +49,20 @@ def test_attention_in_float32_is_torchs(queries: int, keys: int):
     query, key, value = attention_inputs(queries, keys, torch.float32)
     wanted = scaled_dot_product_attention(query, key, value)
     assert relative_error(attend(query, key, value, WIDTH**-0.5), wanted) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pictures", [1, 3])
+def test_a_gated_layer_that_ends_its_products_with_the_gate_is_nearer_to_the_truth_than_torchs_own(pictures: int):
+    torch.manual_seed(0)
+    layer, x = GEGLU(64, 256), drawn(pictures, 77, 64)
+    truth = layer.double()(x.double()).float()
+    layer, x = layer.bfloat16(), x.bfloat16()
+    stock = relative_error(layer(x).float(), truth)
+    with quick([layer]):
+        assert type(layer) is QuickGEGLU
+        assert relative_error(layer(x).float(), truth) < stock
+    assert type(layer) is GEGLU
 
 
 @torch.no_grad()

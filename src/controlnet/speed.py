@@ -27,7 +27,7 @@ FEW_SCORES = 2**16  # of a head and picture, 16x16 by 16x16: for more, torch's f
 MANY_SCORES = 2**22  # of a head and picture, 64x64 by 32x32: for more, products are faster than torch's in bfloat16 too
 SCORES_AT_ONCE = 2**19  # of a head and picture; with AMX, more of them are faster head by head, and no torch's is
 QUERIES = 128  # of a chunk: its scores, of 4,096 keys, take 2 MB
-LOG2_E = 1.4426950408889634
+VECTOR = 16  # values of a head: as many columns as a product computes at once, a third sooner than 40
 
 KeysAndValues = tuple[Tensor, Tensor]
 # while prompts are heard once: (layer, its prompt's place in memory) -> the prompt, which thereby stays there; k and v
@@ -198,32 +198,21 @@ def _precisely_at_once(query_baqd: Tensor, key_bakd: Tensor, value_bakd: Tensor,
 
 
 def _precisely_in_chunks(query_baqd: Tensor, key_bakd: Tensor, value_bakd: Tensor, scale: float) -> Tensor:
-    """A head for each thread, some queries at a time, so that their scores stay in the caches.
-
-    Scores are float32, their powers bfloat16. A column of ones beside the values sums these up in the same product,
-    and the largest score is only taken off where float32 could not hold the powers.
-    """
+    """A head for each thread, some queries at a time, so that their scores stay in the caches."""
     seen_baqd = torch.empty_like(query_baqd, memory_format=torch.contiguous_format)
-    heads = torch.get_num_threads()
-    query_nqd, key_nkd = (_in_rows(x, torch.float32).split(heads) for x in (query_baqd, key_bakd))
-    value_nkd = pad(_in_rows(value_bakd), (0, 8), value=1).split(heads)  # eight: a row is whole vectors
-    for query, key, value, seen in zip(query_nqd, key_nkd, value_nkd, seen_baqd.flatten(0, 1).split(heads), strict=True):
+    heads, width = torch.get_num_threads(), query_baqd.shape[3]
+    query_nqd, key_nkd = (_in_rows(x, torch.float32) for x in (query_baqd, key_bakd))
+    value_nkd = pad(_in_rows(value_bakd), (0, -width % VECTOR))
+    parts = [torch.split(x, heads) for x in (query_nqd, key_nkd, value_nkd, seen_baqd.flatten(0, 1))]
+    for query, key, value, seen in zip(*parts, strict=True):
         scores_nqk = query.new_empty(len(query), QUERIES, key.shape[1])
-        powers_nqk = value.new_empty(scores_nqk.shape)
+        shares_nqk = value.new_empty(scores_nqk.shape)
         for chunk_nqd, into_nqd in zip(query.split(QUERIES, 1), seen.split(QUERIES, 1), strict=True):
-            some_nqk, some_powers_nqk = (x[:, : chunk_nqd.shape[1]] for x in (scores_nqk, powers_nqk))
-            torch.baddbmm(some_nqk, chunk_nqd, key.transpose(1, 2), beta=0, alpha=scale * LOG2_E, out=some_nqk)
-            some_powers_nqk.copy_(_settled(some_nqk).exp2_())
-            sums_nqd = torch.bmm(some_powers_nqk, value)
-            torch.div(sums_nqd[..., :-8], sums_nqd[..., -1:], out=into_nqd)
+            some_nqk, some_shares_nqk = (x[:, : chunk_nqd.shape[1]] for x in (scores_nqk, shares_nqk))
+            torch.baddbmm(some_nqk, chunk_nqd, key.transpose(1, 2), beta=0, alpha=scale, out=some_nqk)
+            some_shares_nqk.copy_(torch.softmax(some_nqk, -1, out=some_nqk))
+            into_nqd.copy_(torch.bmm(some_shares_nqk, value)[..., :width])
     return seen_baqd
-
-
-def _settled(scores_nqk: Tensor) -> Tensor:
-    """The scores, changed in place so that float32 holds powers of two of them and their sums, if it does not."""
-    top_nq1 = scores_nqk.amax(-1, keepdim=True)
-    lowest, highest = top_nq1.aminmax()
-    return scores_nqk if -60 < lowest and highest < 100 else scores_nqk.sub_(top_nq1)
 
 
 def _in_rows(x_band: Tensor, dtype: torch.dtype | None = None) -> Tensor:

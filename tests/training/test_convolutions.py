@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.profiler import profile
 
 from controlnet.training.convolutions import TrainedConv2d, quicken
+from parity.reference import relative_error
 
 
 def twins(stride: int = 1, bias: bool = True) -> tuple[nn.Conv2d, nn.Conv2d]:
@@ -43,6 +44,35 @@ def test_a_product_is_the_convolution_and_so_are_its_gradients(stride: int, size
         torch.testing.assert_close(my.grad, their.grad, rtol=1e-4, atol=1e-4)
     assert ours.weight.grad is not None
     assert ours.weight.grad.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_with_many_channels_a_product_is_as_near_to_the_truth_in_bfloat16_as_torchs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("controlnet.training.convolutions.has_fast_bfloat16", lambda device: True)
+    torch.manual_seed(0)
+    ours, theirs, exact = (nn.Conv2d(24, 1040, 3, padding=1) for _ in range(3))
+    for each in (ours, theirs, exact):
+        each.load_state_dict(ours.state_dict())
+        each.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    quicken(ours)
+    x, says = torch.randn(1, 24, 8, 8), torch.randn(1, 1040, 8, 8)
+
+    def learn(conv: nn.Conv2d, mixed: bool) -> list[Tensor]:
+        seen = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            out = conv(seen)
+        (out.float() * says).sum().backward()
+        gradients = [it.grad for it in (seen, *conv.parameters())]
+        return [out, *(gradient for gradient in gradients if gradient is not None)]
+
+    assert "aten::convolution" not in kernels(lambda: learn(ours, True)[0])
+    ours.zero_grad()
+    truth = learn(exact, False)
+    assert len(truth) == 4
+    for mine, peers, wanted in zip(learn(ours, True), learn(theirs, True), truth, strict=True):
+        assert mine.dtype == peers.dtype
+        assert relative_error(mine.float(), wanted) < 1.3 * relative_error(peers.float(), wanted) + 1e-3
 
 
 def test_few_positions_in_float32_are_a_product_and_all_else_is_torchs() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from controlnet.base import Base
 from controlnet.errors import UserError
+from controlnet.training import optimizers
 from controlnet.training.checkpoint import checkpoint_path, checkpoints
 from controlnet.training.guards import is_out_of_memory, remedies
 from controlnet.training.run import train
@@ -24,7 +26,9 @@ def loss_of(change: Callable[[StepwiseModule, Tensor, int], Tensor]) -> Iterator
     with pytest.MonkeyPatch.context() as patch:
         original = StepwiseModule.loss
         patch.setattr(
-            StepwiseModule, "loss", lambda self, step: change(self, original(self, step), len(step[1].timestep_b))
+            StepwiseModule,
+            "loss",
+            lambda self, step, model: change(self, original(self, step, model), len(step[1].timestep_b)),
         )
         yield
 
@@ -58,8 +62,8 @@ def test_a_step_that_is_not_finite_is_not_taken_and_its_samples_and_seed_are_nam
 def test_an_optimizer_that_cannot_skip_by_itself_skips_too(base: Base, circles: Path, tmp_path: Path) -> None:
     config = make_config(circles, tmp_path, 5, checkpointing_steps=1, checkpoints_total_limit=9)
     with pytest.MonkeyPatch.context() as patch, unvalidated(), loss_of(spoilt(2)):
-        original = torch.optim.AdamW
-        patch.setattr(torch.optim, "AdamW", lambda *groups, fused, **named: original(*groups, foreach=True, **named))
+        made = partial(torch.optim.AdamW, foreach=True)
+        patch.setattr(optimizers, "ChannelsLastAdamW", lambda *groups, fused, **named: made(*groups, **named))
         train_until(2, config, base)
     before, after = state(tmp_path, 1), state(tmp_path, 2)
     assert all(torch.equal(before[name], after[name]) for name in before)

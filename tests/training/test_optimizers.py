@@ -124,3 +124,33 @@ def test_convolutions_that_are_channels_last_are_optimised_where_they_are_as_tor
         assert not [it for it in recorded.events() or [] if it.name == "aten::copy_" and len(it.input_shapes[0]) > 1]
     assert torch.equal(ours, theirs)
     assert ours.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("is_channels_last", [True, False])
+def test_gradients_in_bfloat16_are_taken_for_what_they_are_row_by_row(
+    is_channels_last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controlnet.training.optimizers.AT_ONCE", 300)  # of 1,152: four parts
+    memory_format = torch.channels_last if is_channels_last else torch.contiguous_format
+    weights = torch.randn(8, 16, 3, 3, generator=torch.Generator().manual_seed(0)).to(memory_format=memory_format)
+    ours, theirs = (nn.Parameter(weights.clone(memory_format=torch.preserve_format)) for _ in range(2))
+    scalars = [nn.Parameter(torch.tensor(1.0)) for _ in range(2)]
+    mine, peers = (Optimization(RATE).optimizer(list(each), []) for each in zip((ours, theirs), scalars, strict=True))
+    ours.grad_dtype = torch.bfloat16
+    for step in range(4):
+        rounded = weights.roll(step + 1).to(memory_format=memory_format).bfloat16()
+        ours.grad, theirs.grad = rounded, rounded.float()
+        for scalar in scalars:
+            scalar.grad = torch.tensor(0.5)
+        for optimizer in (mine, peers):
+            optimizer.grad_scale = torch.tensor(2.0)  # type: ignore[attr-defined]
+            optimizer.found_inf = torch.tensor(float(step == 1))  # type: ignore[attr-defined]  # the second is not taken
+            optimizer.step()
+        assert torch.equal(ours, theirs)
+    assert torch.equal(*scalars)
+    assert not torch.equal(ours, weights)
+    states = mine.state[ours], peers.state[theirs]
+    assert {name: bool(torch.equal(x, states[1][name])) for name, x in states[0].items()} == dict.fromkeys(
+        ("step", "exp_avg", "exp_avg_sq"), True
+    )
+    assert states[0]["step"] == 3

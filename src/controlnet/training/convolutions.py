@@ -49,7 +49,7 @@ class TrainedConv2d(QuickConv2d):
         positions = x_bchw.numel() // (x_bchw.shape[1] * self.stride[0] * self.stride[1])
         return (
             x_bchw.device.type == "cpu"
-            and (precision == torch.float32 or precision == torch.bfloat16 and has_fast_bfloat16(x_bchw.device))
+            and (precision == torch.float32 or (precision == torch.bfloat16 and has_fast_bfloat16(x_bchw.device)))
             and not torch.compiler.is_compiling()
             and positions <= FEW
             and positions * CHANNELS[precision] < self.out_channels

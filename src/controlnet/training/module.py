@@ -19,7 +19,7 @@ from controlnet.training.averages import Average
 from controlnet.training.checkpoint import like
 from controlnet.training.computation import checkpoint_gradients
 from controlnet.training.convolutions import quicken
-from controlnet.training.loss import Batch, Draw, denoising_loss
+from controlnet.training.loss import Batch, Controlled, Draw, denoising_loss
 from controlnet.training.optimizers import ADAMW, Optimization
 from controlnet.training.pictures import encode_pictures
 from controlnet.training.switching import DECODER, adapt
@@ -104,10 +104,10 @@ class ControlNetModule(LightningModule):
     def forward(self, latent_bchw: Tensor, timestep_b: Tensor, prompt: Prompt, hint_bchw: Tensor) -> Tensor:
         return Together(self.base, self.control, self.only_mid_control)(latent_bchw, timestep_b, prompt, hint_bchw)
 
-    def loss(self, step: Step) -> Tensor:
-        """Of a batch on the base's device, to train on: weighed, and with the noise's offset."""
+    def loss(self, step: Step, model: Controlled | None = None) -> Tensor:
+        """Of a batch on the base's device, to train on: weighed, with the noise's offset; `model` is this module."""
         batch, draw = step
-        return denoising_loss(self, self.base.schedule, batch, draw.offset(self.noise_offset), self.weigh)
+        return denoising_loss(model or self, self.base.schedule, batch, draw.offset(self.noise_offset), self.weigh)
 
     def training_step(self, step: Any, index: int) -> Any:
         loss = self.loss(step)

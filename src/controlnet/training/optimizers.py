@@ -1,13 +1,14 @@
 """AdamW as a training asks for it, and how the learning rate goes, by diffusers' names: functions of the step."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.adamw import adamw
 from torch.optim.lr_scheduler import LambdaLR
 
 from controlnet.errors import UserError
@@ -84,14 +85,46 @@ class Optimization:
 
 
 ADAMW = Optimization()
+AT_ONCE = 2**19  # numbers: 2 MB in float32
 STORED_ALIKE = 4  # parameters, gradients, their means and those of their squares; then come the steps
 
 
 class ChannelsLastAdamW(torch.optim.AdamW):
     """AdamW to which convolutions that are channels last are as they are in memory.
 
-    On a CPU torch's fused step else copies each of them into another order and back: six times the time.
+    On a CPU torch's fused step else copies each of them into another order and back: six times the time. Gradients may
+    be less precise than parameters: each is converted when its turn comes.
     """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            lists: tuple[list[Tensor], ...] = ([], [], [], [], [], [])
+            self._init_group(group, *lists)
+            for parameters, gradients, means, squares, maxima, steps in _alike(lists):
+                adamw(
+                    parameters,
+                    gradients,
+                    means,
+                    squares,
+                    maxima,
+                    steps,
+                    fused=True,
+                    grad_scale=getattr(self, "grad_scale", None),
+                    found_inf=getattr(self, "found_inf", None),
+                    amsgrad=False,
+                    beta1=group["betas"][0],
+                    beta2=group["betas"][1],
+                    lr=group["lr"],
+                    weight_decay=group["weight_decay"],
+                    eps=group["eps"],
+                    maximize=False,
+                )
+        return loss
 
     def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
         """Fill the lists (parameters, gradients, states, ...) with views of the same memory, which the step changes."""
@@ -102,6 +135,25 @@ class ChannelsLastAdamW(torch.optim.AdamW):
                 for tensors in several[:STORED_ALIKE]:
                     tensors[place] = tensors[place].permute(0, 2, 3, 1)
         return is_complex
+
+
+def _alike(lists: tuple[list[Tensor], ...]) -> Iterator[tuple[list[Tensor], ...]]:
+    """The lists as they are; or, where gradients are less precise, some rows of one parameter after the others."""
+    parameters, gradients, means, squares, no_maxima, steps = lists
+    if all(gradient.dtype == parameter.dtype for parameter, gradient in zip(parameters, gradients, strict=True)):
+        yield lists
+        return
+    for *tensors, step in zip(parameters, gradients, means, squares, steps, strict=True):
+        before = step.clone()
+        for rows in zip(*map(in_rows, tensors), strict=True):
+            step.copy_(before)  # each part counts the step
+            parameter, gradient, mean, square = rows
+            yield [parameter], [gradient.to(parameter.dtype)], [mean], [square], no_maxima, [step]
+
+
+def in_rows(x: Tensor) -> Sequence[Tensor]:
+    """Parts of `x` along its first dimension, which stay in the caches where they are copied."""
+    return torch.split(x, max(1, AT_ONCE * len(x) // x.numel())) if x.ndim else (x,)
 
 
 def _is_channels_last(x: Tensor) -> bool:

@@ -18,7 +18,9 @@ from controlnet.errors import UserError
 from controlnet.training.config import TrainConfig
 from controlnet.training.guards import is_out_of_memory, remedies
 from controlnet.training.module import ControlNetModule
+from controlnet.training.optimizers import in_rows
 from controlnet.training.ranks import Ranks
+from controlnet.training.rounding import can_round, with_rounded_weights
 from controlnet.training.steps import Share
 
 
@@ -36,6 +38,8 @@ class Stepping:
     """Whether to go on with smaller micro-batches when memory does not suffice."""
     ranks: Ranks
     tell: Callable[[str], None]
+    may_round: bool
+    """Whether gradients may stay in bfloat16: of one process, whose module is neither compiled nor computed again."""
     remedies: Callable[[int], str]
     """What to tell when memory does not suffice for so many pairs at once and nothing is left to try."""
 
@@ -50,7 +54,9 @@ class Stepping:
             eight_bit=config.use_8bit_adam,
             shares=ranks.share_out,
         )
-        return cls(global_batch, micro_batch, config.max_grad_norm, config.auto_micro_batch, ranks, tell, told)
+        may_round = not (ranks.are_many or config.compile or config.gradient_checkpointing)
+        halves = config.auto_micro_batch
+        return cls(global_batch, micro_batch, config.max_grad_norm, halves, ranks, tell, may_round, told)
 
 
 class StepwiseModule(ControlNetModule):
@@ -104,36 +110,61 @@ class StepwiseModule(ControlNetModule):
     def _accumulate(self, share: Share) -> Tensor:
         self.optimizers().zero_grad()  # type: ignore[union-attr]  # one optimizer
         (reading, draw), loss = share, torch.zeros((), device=self.device)
-        for start in range(0, len(draw.timestep_b), self.micro_batch):
+        starts = range(0, len(draw.timestep_b), self.micro_batch)
+        for start in starts:
             part = slice(start, start + self.micro_batch)
             micro_draw = draw[part].to(self.device)
             weight = len(micro_draw.timestep_b) / self.stepping.global_batch
-            part_of_loss = self.loss((reading[part].on(self.base), micro_draw)) * weight
+            part_of_loss = self.loss((reading[part].on(self.base), micro_draw), self._model(len(starts) == 1)) * weight
             torch.clear_autocast_cache()  # else rounded copies of all weights lie beside all gradients
             self.manual_backward(part_of_loss)
             loss += part_of_loss.detach()
         return loss
 
+    def _model(self, is_alone: bool) -> Callable[..., Tensor]:
+        """What predicts: this module, or this with its weights rounded beforehand if their gradients can stay so."""
+        if not (self.stepping.may_round and can_round(self.device)):
+            return self
+        if is_alone:
+            return with_rounded_weights(self, {f"control.{name}": each for name, each in self.trained().items()})
+        for parameter in self.trained().values():
+            parameter.grad_dtype = parameter.dtype  # gradients are summed up; the step before may have been alone
+        return self
+
     def _take(self, optimizer: Any, gradients: list[Tensor], loss: Tensor) -> Tensor:
         """Step, unless loss or gradients are not finite; whether it was taken, a bool on the device.
 
-        With the fused optimizer the device decides and nobody waits for it.
+        With the fused optimizer, which also makes gradients that are too large smaller, the device decides and nobody
+        waits for it.
         """
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None:
             scaler.unscale_(optimizer.optimizer)
-        norm = get_total_norm(gradients)
-        if isinstance(norm, DTensor):  # of weights that are shared out
-            norm = norm.full_tensor()
+        norm, most = norm_of(gradients), self.stepping.max_grad_norm
         taken = torch.isfinite(norm) & torch.isfinite(loss)
-        if self.stepping.max_grad_norm:
-            clip_grads_with_norm_(self.trained().values(), self.stepping.max_grad_norm, norm)
         if scaler is None and getattr(optimizer.optimizer, "_step_supports_amp_scaling", False):
-            optimizer.optimizer.grad_scale, optimizer.optimizer.found_inf = None, (~taken).float()
-        elif scaler is None and not taken:
-            optimizer.zero_grad()  # parameters without gradient stay as they are
+            optimizer.optimizer.grad_scale = (norm / most).clamp(min=1) if most else None
+            optimizer.optimizer.found_inf = (~taken).float()
+        else:
+            if most:
+                clip_grads_with_norm_(self.trained().values(), most, norm)
+            if scaler is None and not taken:
+                optimizer.zero_grad()  # parameters without gradient stay as they are
         optimizer.step()
         if scaler is not None:
             # it lowers its scale until nothing overflows: only what remains then is an error; get_scale() would wait
             taken = taken | (torch.isfinite(loss) & (scaler._get_scale_async() > 1))
         return taken
+
+
+def norm_of(gradients: list[Tensor]) -> Tensor:
+    """The norm of all together, in float32 whatever their precision."""
+    if all(each.dtype == torch.float32 for each in gradients):
+        norm = get_total_norm(gradients)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm  # of weights that are shared out
+    parts = [part for each in gradients for part in in_rows(each)]
+    precise = torch.empty(max(part.numel() for part in parts), device=parts[0].device)  # one for all: it stays hot
+    norms = torch.empty(len(parts), device=precise.device)
+    for place, part in enumerate(parts):
+        norms[place] = precise.as_strided(part.shape, part.stride()).copy_(part).norm()
+    return norms.norm()
