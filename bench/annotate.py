@@ -7,6 +7,8 @@ same time as trained ones; their ratio is one by one over batches, both in the p
 in. The last line has the rate of canny with as many processes as there are cores.
 """
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -31,8 +33,6 @@ from controlnet.annotators.lineart_network import LineartNetwork
 from controlnet.annotators.mlsd import Mlsd
 from controlnet.annotators.mlsd_network import MlsdNetwork
 from controlnet.annotators.tensors import placed
-from controlnet.data.annotate import Job, annotate_all
-from controlnet.data.pictures import find_pictures
 from controlnet.data.workers import cores
 from controlnet.devices import DType, fastest_dtype
 from controlnet.images import Rgb, decode
@@ -59,12 +59,14 @@ def _crop(photograph: Rgb, random: np.random.Generator) -> Rgb:
 
 
 def canny_rate(folder: Path, count: int, workers: int) -> float:
-    """Pictures a second from JPEG on disk to PNG on disk, the start of the processes included."""
+    """Pictures a second from JPEG on disk to PNG on disk by the command, from its start to its end."""
+    out = folder.with_name(f"{folder.name}-{workers}")
+    words = ["annotate", "canny", str(folder), str(out), "--workers", str(workers)]
     start = time.perf_counter()
-    pictures = find_pictures(str(folder), folder / "hints")
-    summary = annotate_all(Job(Canny(), folder / f"hints/{workers}"), pictures.items, pictures.total, workers)
-    assert summary.made == count
-    return count / (time.perf_counter() - start)
+    subprocess.run([sys.executable, "-m", "controlnet", *words], check=True, capture_output=True)
+    seconds = time.perf_counter() - start
+    assert len(list(out.glob("*.png"))) == count
+    return count / seconds
 
 
 def milliseconds(call: Callable[[], object], rounds: int) -> float:
@@ -110,7 +112,8 @@ def main(quick: bool = False, json: Path | None = None) -> None:
     """
     count, rounds, batch = (600, 1, 4) if quick else (4000, 5, BATCH)
     with TemporaryDirectory() as place:
-        folder = Path(place)
+        folder = Path(place) / "pictures"
+        folder.mkdir()
         for number, picture in enumerate(crops(count)):
             Image.fromarray(picture).save(folder / f"{number:05d}.jpg", quality=90)
         stages = _stages(folder / "00000.jpg")

@@ -26,7 +26,7 @@ FAILED = "failed.csv"
 HINTS, TARGETS = "source", "target"  # of pairs, as fill50k names them
 DETAILS = "details"  # what is found beyond hints: classes, keypoints
 CHUNK = 16  # pictures that a worker does between two reports
-WORTH_A_PROCESS = 100  # pictures; fewer are done in the time that a process takes to start
+WORTH_A_PROCESS = 500  # pictures; fewer are done in the time that a process takes to start
 TOLD = 5  # of many files
 
 Size = Literal["picture", "detected"]
