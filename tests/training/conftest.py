@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from controlnet.data.circles import write_circles
@@ -25,6 +27,10 @@ def group() -> Iterator[list["subprocess.Popen[str]"]]:
     yield started
     for process in started:
         try:
+            apart = psutil.Process(process.pid).children(recursive=True)  # torchrun's have groups of their own
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
+        except (psutil.NoSuchProcess, ProcessLookupError):
             continue
+        for each in apart:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()

@@ -123,6 +123,11 @@ class Stopwatch(Callback):
         return time.perf_counter()
 
 
+def gradient_type(parameter: Tensor) -> torch.dtype:
+    """Of its gradient: its own, unless gradients stay rounded (see `rounding`)."""
+    return getattr(parameter, "grad_dtype", None) or parameter.dtype
+
+
 def _memory(base: Base, module: StepwiseModule, trainer: Trainer, peak: int) -> dict[str, int]:
     """Bytes of what is held from step to step, and of the rest of the most that was in use."""
     trained = list(module.trained().values())
@@ -133,7 +138,7 @@ def _memory(base: Base, module: StepwiseModule, trainer: Trainer, peak: int) -> 
         "the base's U-Net": _bytes(base.unet.parameters()),
         "VAE and text encoders": sum(_bytes(part.parameters()) for part in encoders),
         "trained weights": _bytes(trained),
-        "their gradients": _bytes(trained),
+        "their gradients": sum(each.numel() * gradient_type(each).itemsize for each in trained),
         "the optimizer's state": _bytes(state),
         "the weights' running mean": _bytes(module.average.buffers()) if module.average else 0,
     }
