@@ -193,3 +193,27 @@ def test_threads_that_wait_soon_sleep_unless_their_user_chose_otherwise(chosen: 
     environment = {name: value for name, value in os.environ.items() if name not in OWN_CHOICES} | chosen
     ended = subprocess.run([sys.executable, "-c", SPIN_COUNT], capture_output=True, text=True, env=environment)
     assert ended.stdout == f"{told}\n"
+
+
+FAULTS = """
+import resource
+import numpy as np
+from controlnet.cli.process import keep_freed_memory
+
+print(keep_freed_memory())
+for again in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        np.ones(2**23)  # 64 MB, gone at once
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults)
+"""
+
+
+@pytest.mark.parametrize(("chosen", "is_kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)])
+def test_freed_memory_is_kept_unless_its_user_chose_otherwise(chosen: dict[str, str], is_kept: bool):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | chosen
+    ended = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, env=environment)
+    told, faults = ended.stdout.split()
+    assert told == str(is_kept)
+    assert (int(faults) < 100) == is_kept  # each 64 MB are 16,384 pages, or 32 large ones
