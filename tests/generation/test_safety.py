@@ -16,6 +16,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 import tiny_folders
 from controlnet.base import open_base
 from controlnet.cli.main import run
+from controlnet.devices import fastest_dtype
 from controlnet.errors import UserError
 from controlnet.generation.pipeline import generate
 from controlnet.generation.safety import find_checker, hidden, open_checker, prepared
@@ -111,7 +112,8 @@ def test_the_command_does_as_it_is_told_and_says_so(
     told = " ".join(capsys.readouterr().err.split())
     with Image.open(tmp_path / "0.png") as picture:
         shown, settings = np.array(picture), json.loads(picture.text["controlnet"])
-    plain = generate(open_base(base, "cpu"), "red", steps=1, size=(64, 64)).pixels_nhwc
+    opened = open_base(base, "cpu", fastest_dtype("auto", "cpu"))  # as the command does
+    plain = generate(opened, "red", steps=1, size=(64, 64)).pixels_nhwc
     assert np.array_equal(shown, hidden(plain, [True], mode)[0])
     if mode == "off":
         assert "checker" not in told
