@@ -10,7 +10,7 @@ import pytest
 
 from controlnet import __version__
 from controlnet.cli.main import COMMANDS, run
-from controlnet.cli.process import LOOKS, OWN_CHOICES
+from controlnet.cli.process import LOOKS, OWN_CHOICES, OWN_THRESHOLDS
 
 COMMAND = [sys.executable, "-m", "controlnet"]
 
@@ -210,9 +210,12 @@ print(faults)
 """
 
 
-@pytest.mark.parametrize(("chosen", "is_kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)])
+@pytest.mark.parametrize(
+    ("chosen", "is_kept"),
+    [({}, True), ({"MALLOC_ARENA_MAX": "2"}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)],
+)
 def test_freed_memory_is_kept_unless_its_user_chose_otherwise(chosen: dict[str, str], is_kept: bool):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | chosen
+    environment = {name: value for name, value in os.environ.items() if name not in OWN_THRESHOLDS} | chosen
     ended = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, env=environment)
     told, faults = ended.stdout.split()
     assert told == str(is_kept)

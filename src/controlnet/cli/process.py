@@ -9,6 +9,7 @@ LOOKS, OWN_CHOICES = 5_000, {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
 # mallopt(3): how much that lies free at the end is kept, and from which size on pages go back to the system at once
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 KEPT, AT_ONCE = 2**31 - 1, 2**28  # bytes
+OWN_THRESHOLDS = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"}
 
 
 def let_threads_sleep() -> None:
@@ -26,9 +27,9 @@ def keep_freed_memory() -> bool:
 
     Else tensors of 32 MB and more are pages that the system takes back and gives anew, filled with zeros: a training
     step at the true size of SD 1.5, which makes and frees 3 GB of them, takes a third longer. Who set a threshold by
-    environment (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_) keeps it.
+    environment keeps it.
     """
     mallopt = None if os.name == "nt" else getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):
+    if mallopt is None or OWN_THRESHOLDS & os.environ.keys():
         return False
     return bool(mallopt(TRIM_THRESHOLD, KEPT) and mallopt(MMAP_THRESHOLD, AT_ONCE))

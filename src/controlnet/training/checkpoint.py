@@ -38,6 +38,7 @@ class SafetensorsIO(CheckpointIO):
         """UserError when the disk is full; the previous checkpoint stays."""
         tensors: dict[str, Tensor] = {}
         state = json.dumps(_pack(checkpoint, tensors, ""))
+        tensors = _apart(tensors)
         metadata = {"format": FORMAT, "state": state, "digest": _digest(state, tensors)}
         write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata))
 
@@ -159,6 +160,12 @@ def _pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
         case None | bool() | int() | float() | str():
             return value
     raise TypeError(f"{name}: a checkpoint cannot hold {type(value).__name__}")
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """With a copy of what shares memory, which a file refuses: the tables of 8-bit Adam do."""
+    owners = {x.data_ptr(): name for name, x in tensors.items()}
+    return {name: x if owners[x.data_ptr()] == name else x.clone() for name, x in tensors.items()}
 
 
 def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -17,7 +17,7 @@ from controlnet.devices import has_fast_bfloat16
 from controlnet.speed import QuickConv2d, as_matrix, neighbours
 
 FEW = 128  # positions: up to two pictures of 8x8; a forward pass of four is no faster than torch's
-# a position of the output may have so many channels at least: then the order of the weights costs more than it brings
+# the output has more channels than this times its positions: with fewer, torch's own way is as fast
 CHANNELS = {torch.float32: 1, torch.bfloat16: 8}
 
 

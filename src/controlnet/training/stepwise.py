@@ -39,7 +39,7 @@ class Stepping:
     ranks: Ranks
     tell: Callable[[str], None]
     may_round: bool
-    """Whether gradients may stay in bfloat16: of one process, whose module is neither compiled nor computed again."""
+    """Whether gradients may stay in bfloat16: of one process, by our AdamW, neither compiled nor computed again."""
     remedies: Callable[[int], str]
     """What to tell when memory does not suffice for so many pairs at once and nothing is left to try."""
 
@@ -54,7 +54,7 @@ class Stepping:
             eight_bit=config.use_8bit_adam,
             shares=ranks.share_out,
         )
-        may_round = not (ranks.are_many or config.compile or config.gradient_checkpointing)
+        may_round = not (ranks.are_many or config.compile or config.gradient_checkpointing or config.use_8bit_adam)
         halves = config.auto_micro_batch
         return cls(global_batch, micro_batch, config.max_grad_norm, halves, ranks, tell, may_round, told)
 
