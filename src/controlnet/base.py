@@ -27,7 +27,7 @@ from controlnet.choices import Prediction
 from controlnet.control import Decoder, Encoder, Prompt
 from controlnet.devices import Device, DType, choose_device, choose_dtype
 from controlnet.errors import UserError
-from controlnet.speed import suit
+from controlnet.speed import suit, suit_vae
 
 EMBEDDED = "embedded"
 NEW_CHUNK = "\f"  # in a prompt: what follows is heard in a chunk of its own
@@ -229,6 +229,7 @@ def open_base(
         for part in (parts.unet, parts.vae, *parts.text_encoders):
             part.to(torch_device)
     suit(parts.unet)
+    suit_vae(parts.vae)
     base = Base(**vars(parts), source=str(source))
     base.home = None if resident else torch_device
     return base

@@ -1,11 +1,13 @@
 """How a U-Net's layers compute where torch's own way is slow: the same numbers, but for rounding, sooner.
 
-On CPUs: attention in bfloat16 takes half the time as plain matrix products where there are tiles for them (AMX), a
-convolution of few positions three quarters to a sixth as one product, a gated layer half with its gate in the products,
-and what both sides of guidance have in common is computed once. Anywhere: the keys and values of a prompt are computed
-once for all steps. Where gradients are wanted or torch compiles, torch's own way is taken.
+On CPUs: a convolution in float32 takes half the time with a quarter of its multiplications, one of few positions three
+quarters to a sixth as one product, attention in bfloat16 half as plain matrix products where there are tiles for them
+(AMX), a gated layer half with its gate in the products; what both sides of guidance have in common is computed once.
+Anywhere: the keys and values of a prompt are computed once for all steps. Where gradients are wanted or torch compiles,
+torch's own way is taken.
 
-Shapes: b batch, a heads, q queries, k keys, d width of a head, c channels, h w size, n positions.
+Shapes: b batch, a heads, q queries, k keys, d width of a head, c channels, h w size, n positions; of products k inputs,
+o outputs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,18 +17,20 @@ from threading import Lock
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad, scaled_dot_product_attention
 
 from controlnet.devices import has_fast_bfloat16
+from controlnet.winograd import convolve
 
 FEW_SCORES = 2**16  # of a head and picture, 16x16 by 16x16: for more, torch's fused attention is faster
 MANY_SCORES = 2**22  # of a head and picture, 64x64 by 32x32: for more, products are faster than torch's in bfloat16 too
 SCORES_AT_ONCE = 2**19  # of a head and picture; with AMX, more of them are faster head by head, and no torch's is
 QUERIES = 128  # of a chunk: its scores, of 4,096 keys, take 2 MB
+MANY_POSITIONS, MANY_CHANNELS = 512, 128  # from which fewer multiplications outweigh the way to them
 VECTOR = 16  # values of a head: as many columns as a product computes at once, a third sooner than 40
 
 KeysAndValues = tuple[Tensor, Tensor]
@@ -41,6 +45,14 @@ def suit(unet: UNet2DConditionModel) -> None:
     """
     unet.to(memory_format=torch.channels_last)
     unet.set_attn_processor(QuickAttention())
+
+
+def suit_vae(vae: AutoencoderKL) -> None:
+    """Likewise; its convolutions are quick ones for good. Two cores with AVX2 decode 512x512 in 9.4 s, before in 16."""
+    vae.to(memory_format=torch.channels_last)
+    for module in vae.modules():
+        if type(module) is nn.Conv2d:
+            module.__class__ = QuickConv2d
 
 
 def compile_parts(*parts: nn.Module) -> None:
@@ -95,25 +107,32 @@ class QuickAttention:
 
 
 class QuickConv2d(nn.Conv2d):
-    """A convolution that is one matrix product where its weights outweigh what they are applied to.
+    """A convolution with fewer multiplications, or one product where its weights outweigh what they are applied to.
 
     There torch spends most of its time on putting the weights in another order, at every call.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        return once(self._as_product if self._outweighs(input) else super().forward, input)
+        return once(self._way(input), input)
 
-    def _outweighs(self, x_bchw: Tensor) -> bool:
+    def _way(self, x_bchw: Tensor) -> Callable[[Tensor], Tensor]:
+        stock: Callable[[Tensor], Tensor] = super().forward
+        is_plain = self.stride == self.padding == self.dilation == (1, 1) and self.groups == 1
+        if self.kernel_size != (3, 3) or not is_plain:
+            return stock
         positions = x_bchw.numel() // x_bchw.shape[1]
-        plain = self.kernel_size == (3, 3) and self.stride == self.padding == self.dilation == (1, 1)
-        fast = is_quick(x_bchw) or (x_bchw.dtype == torch.float32 and _is_free(x_bchw))
-        return plain and fast and positions < self.out_channels
+        is_single = x_bchw.dtype == torch.float32 and _is_free(x_bchw) and not torch.is_autocast_enabled("cpu")
+        if is_single and positions >= MANY_POSITIONS and min(self.in_channels, self.out_channels) >= MANY_CHANNELS:
+            return lambda x: convolve(x, self.weight, self.bias)
+        if (is_single or is_quick(x_bchw)) and positions < self.out_channels:
+            return self._as_product
+        return stock
 
     def _as_product(self, x_bchw: Tensor) -> Tensor:
-        batch, _, height, width = x_bchw.shape
         around_bhwkc = neighbours(x_bchw)
-        weight_cn = as_matrix(self.weight)
-        return linear(around_bhwkc.reshape(batch, height, width, -1), weight_cn, self.bias).permute(0, 3, 1, 2)
+        weight_ok = as_matrix(self.weight)
+        out_no = times_large(around_bhwkc.reshape(-1, weight_ok.shape[1]), weight_ok, self.bias)
+        return out_no.view(*around_bhwkc.shape[:3], -1).permute(0, 3, 1, 2)
 
 
 class QuickGEGLU(GEGLU):
@@ -134,6 +153,16 @@ QUICK: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: QuickConv2d, GEGLU: 
 def as_matrix(weight: Tensor) -> Tensor:
     """Outputs by taps and channels, (o, 9c): a view of weights that are channels last."""
     return weight.permute(0, 2, 3, 1).flatten(1)
+
+
+def times_large(x_nk: Tensor, weight_ok: Tensor, bias_o: Tensor | None) -> Tensor:
+    """`linear(x, weight, bias)` where the weights are far more than what they are applied to.
+
+    In float32 they come first: what is on the right is put in another order. 1,280 by 11,520, of 32: 10.2 -> 7.9 ms.
+    """
+    if x_nk.dtype != torch.float32 or bias_o is None:
+        return linear(x_nk, weight_ok, bias_o)
+    return torch.addmm(bias_o[:, None], weight_ok, x_nk.T).T.contiguous()
 
 
 def neighbours(x_bchw: Tensor, stride: int = 1) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from controlnet.devices import has_fast_bfloat16
-from controlnet.speed import QuickConv2d, as_matrix, neighbours
+from controlnet.speed import QuickConv2d, as_matrix, neighbours, times_large
 
 FEW = 128  # positions: up to two pictures of 8x8; a forward pass of four is no faster than torch's
 # the output has more channels than this times its positions: with fewer, torch's own way is as fast
@@ -69,9 +69,8 @@ class Product(torch.autograd.Function):
         ctx.stride, ctx.shape = stride, x_bchw.shape
         ctx.save_for_backward(x_bchw if weight.requires_grad else None, weight)
         around_bhwkc = neighbours(x_bchw, stride)
-        weight_ko = as_matrix(weight).T
-        around_nk = around_bhwkc.reshape(-1, len(weight_ko))
-        out_no = around_nk @ weight_ko if bias is None else torch.addmm(bias, around_nk, weight_ko)
+        weight_ok = as_matrix(weight)
+        out_no = times_large(around_bhwkc.reshape(-1, weight_ok.shape[1]), weight_ok, bias)
         return out_no.view(*around_bhwkc.shape[:3], -1).permute(0, 3, 1, 2)
 
     @staticmethod
