@@ -71,7 +71,7 @@ def rows_of(quick: bool) -> dict[str, Row]:
         return {name: replace(row, rounds=2, warm_up=0) for name, row in ROWS.items()}
     return {
         "512": replace(ROWS["512"], rounds=1, steps=1, warm_up=0, judged=False),
-        "256": replace(ROWS["256"], rounds=2, warm_up=0),
+        "256": replace(ROWS["256"], rounds=2, steps=1, warm_up=0),
         "512, window 0-50%": replace(ROWS["512, window 0-50%"], rounds=1, warm_up=0, judged=False),
     }
 

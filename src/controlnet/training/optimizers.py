@@ -75,6 +75,8 @@ class Optimization:
         groups += [{"params": list(decoder), "lr": self.learning_rate_unlocked}] if decoder else []
         shared = dict(betas=self.betas, eps=self.epsilon, weight_decay=self.weight_decay)
         if self.is_8bit:
+            for weight in (weight for group in groups for weight in group["params"]):
+                weight.data = weight.data.contiguous()  # as its first step does: a run that goes on computes alike
             return adamw_8bit()(groups, **shared)
         return ChannelsLastAdamW(groups, fused=True, **shared)  # type: ignore[arg-type]  # a dict loses their types
 
