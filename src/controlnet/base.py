@@ -136,7 +136,7 @@ class Base(BaseParts):
     @torch.no_grad()
     def encode_moments(self, pixels_bchw: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels (b, 3, H, W) in [-1, 1] -> mean and standard deviation (b, c, h, w) of the scaled latent, float32."""
-        posterior = self.vae.encode(pixels_bchw.to(self.device, self.vae.dtype)).latent_dist
+        posterior = self.vae.encode(self._for_vae(pixels_bchw)).latent_dist
         scale, shift = self._latent_scale()
         return (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
 
@@ -150,7 +150,7 @@ class Base(BaseParts):
     def decode_latents(self, latent_bchw: Tensor) -> Tensor:
         """Latents (b, c, h, w) -> pixels (b, 3, H, W) float32, about in [-1, 1]: the VAE may overshoot."""
         scale, shift = self._latent_scale()
-        pixels_bchw: Tensor = self.vae.decode((latent_bchw / scale + shift).to(self.vae.dtype)).sample
+        pixels_bchw: Tensor = self.vae.decode(self._for_vae(latent_bchw / scale + shift)).sample
         return pixels_bchw.float()
 
     def hash(self) -> str:
@@ -161,6 +161,11 @@ class Base(BaseParts):
 
     def _parts(self) -> list[nn.Module]:
         return [self.unet, self.vae, *self.text_encoders]
+
+    def _for_vae(self, x_bchw: Tensor) -> Tensor:
+        """Where and as precisely as the VAE computes; channels last on a CPU, and so then is all that follows."""
+        layout = torch.channels_last if self.device.type == "cpu" else torch.preserve_format
+        return x_bchw.to(self.device, self.vae.dtype, memory_format=layout)
 
     def _latent_scale(self) -> tuple[float, float]:
         return self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0
