@@ -35,7 +35,7 @@ def test_tiles_at_their_points_and_outputs_of_them_are_not_rounded():
 def test_it_is_the_convolution_in_several_parts_too_and_laid_out_channels_last(
     size: tuple[int, int], layout: torch.memory_format, bias: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(winograd, "AT_ONCE", 36 * 64 * 37)  # of 160 outputs 37, of 12 rows of tiles 2
+    monkeypatch.setattr(winograd, "AT_ONCE", 36 * 64 * 37)  # 37 of 160 outputs, one row of tiles
     x = drawn(2, 64, *size).contiguous(memory_format=layout)
     weight, bias_o = drawn(160, 64, 3, 3).contiguous(memory_format=layout), drawn(160) if bias else None
     out = convolve(x, weight, bias_o)

@@ -111,7 +111,7 @@ class QuickAttention:
 class QuickConv2d(nn.Conv2d):
     """A convolution with fewer multiplications, or one product where its weights outweigh what they are applied to.
 
-    There torch spends most of its time on putting the weights in another order, at every call.
+    Where they do, torch spends most of its time on putting the weights in another order, at every call.
     """
 
     def forward(self, input: Tensor) -> Tensor:
