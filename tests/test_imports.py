@@ -14,7 +14,7 @@ ROOT = Path(controlnet.__file__).parent
 
 # right to left of design.md: each part may import those before it; parts of one line do not import each other
 LAYERS = (
-    {"images", "winograd"},
+    {"attention", "images", "winograd"},
     {"control", "speed"},
     {"checkpoints"},
     {"base"},

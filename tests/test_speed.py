@@ -1,6 +1,7 @@
 """Layers that compute otherwise compute the same: against torch's own, in float64 or float32, and counted."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -9,28 +10,36 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, scaled_dot_product_attention
 
 import tiny
+from controlnet import attention
+from controlnet.attention import attend
 from controlnet.control import ControlNet, Decoder, Encoder, predict
-from controlnet.speed import QuickAttention, QuickConv2d, QuickGEGLU, attend, once, quick, suit
+from controlnet.speed import QuickAttention, QuickConv2d, QuickGEGLU, once, quick, suit
 from parity.reference import relative_error
 
-# queries, keys: at once, in chunks of which the last is smaller, a prompt
-SHAPES = [(64, 64), (1030, 1030), (1030, 77)]
+# queries, keys: in one call, at once, torch's, at once with tiles
+SHAPES = [(64, 64), (800, 77), (1030, 1030), (1030, 77)]
 HEADS, WIDTH = 2, 40
 
 
 @pytest.fixture(autouse=True, params=["tiles", "vectors"])
 def fast_bfloat16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """On any processor, the ways for those that are fast at bfloat16, in either manner."""
-    monkeypatch.setattr("controlnet.speed.has_fast_bfloat16", lambda device: device.type == "cpu")
-    monkeypatch.setattr("controlnet.speed.has_tiles", lambda: request.param == "tiles")
+    monkeypatch.setattr("controlnet.attention.has_fast_bfloat16", lambda device: device.type == "cpu")
+    monkeypatch.setattr("controlnet.attention.has_tiles", lambda: request.param == "tiles")
 
 
-def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+def drawn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape) + seed)).to(dtype)
 
 
-def attention_inputs(queries: int, keys: int, dtype: torch.dtype) -> list[Tensor]:
-    return [drawn(1, count, HEADS, WIDTH, dtype=dtype).transpose(1, 2) for count in (queries, keys, keys)]
+def attention_inputs(
+    queries: int, keys: int, dtype: torch.dtype, pictures: int = 1, width: int = WIDTH
+) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value = (
+        drawn(pictures, count, HEADS, width, dtype=dtype, seed=seed).transpose(1, 2)
+        for seed, count in enumerate((queries, keys, keys))
+    )
+    return query, key, value
 
 
 @torch.no_grad()
@@ -42,6 +51,19 @@ def test_attention_in_bfloat16_is_as_near_to_the_truth_as_torchs_own(queries: in
     truth = scaled_dot_product_attention(query.double(), key.double(), value.double())
     mine, stock = attend(query, key, value, WIDTH**-0.5), scaled_dot_product_attention(query, key, value)
     assert relative_error(mine.float(), truth.float()) < 1.3 * relative_error(stock.float(), truth.float())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("loudness", [(0.1, 0.1), (0.3, 0.3), (0.1, 0.8), (4, 4)])  # of heads; the loudest are torch's
+@pytest.mark.parametrize("width", [40, 64, 80])
+def test_attention_by_sigmoids_is_as_near_to_the_truth_as_torchs_own(loudness: tuple[float, float], width: int):
+    dtype = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32  # else oneDNN has none
+    query, key, value = attention_inputs(1030, 1030, dtype, pictures=2, width=width)
+    query = query * torch.tensor(loudness, dtype=dtype)[:, None, None]
+    truth = scaled_dot_product_attention(query.double(), key.double(), value.double(), scale=1)
+    stock = relative_error(scaled_dot_product_attention(query, key, value, scale=1).float(), truth.float())
+    error = relative_error(attention._by_sigmoids(query, key, value), truth.float())
+    assert error < (1.3 * stock if dtype == torch.bfloat16 else math.exp(-attention.BELOW))
 
 
 @pytest.mark.parametrize(("queries", "keys"), SHAPES)
@@ -73,7 +95,7 @@ def test_a_gated_layer_that_ends_its_products_with_the_gate_is_as_near_to_the_tr
 def test_float32_products_are_precise_again_after_attention():
     left, right = drawn(256, 256), drawn(256, 256)
     before = left @ right
-    attend(*attention_inputs(64, 64, torch.bfloat16), WIDTH**-0.5)
+    attend(*attention_inputs(800, 77, torch.bfloat16), WIDTH**-0.5)
     assert torch.equal(left @ right, before)
 
 
