@@ -126,6 +126,18 @@ def test_importing_every_module_changes_no_environment_and_prints_nothing():
     assert printed == ""
 
 
+def test_a_command_starts_without_bitsandbytes_and_can_import_it_later():
+    loaded = run_python(
+        "import sys\n"
+        "from controlnet.cli.common import importing\n"
+        "with importing(): import controlnet.generation.production\n"
+        "before = {'bitsandbytes', 'torch._inductor.compile_fx'} & set(sys.modules)\n"
+        "from bitsandbytes.optim import AdamW8bit\n"
+        "print(*before, AdamW8bit.__name__)"
+    )
+    assert loaded == "AdamW8bit"
+
+
 def test_every_public_name_resolves():
     assert [name for name in controlnet.__all__ if not hasattr(controlnet, name)] == []
 

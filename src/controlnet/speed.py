@@ -43,13 +43,19 @@ def suit(unet: UNet2DConditionModel) -> None:
 
 
 def suit_vae(vae: AutoencoderKL) -> None:
-    """Let its convolutions be quick ones, for good; what comes in had better be channels last.
+    """Let its convolutions be quick ones; what comes in had better be channels last.
 
     Two cores with AVX2 decode 512x512 in 9.5 s, before in 16.
     """
-    for module in vae.modules():
-        if type(module) is nn.Conv2d:
-            module.__class__ = QuickConv2d
+    turn_convolutions(QuickConv2d, vae)
+
+
+def turn_convolutions(kind: "type[QuickConv2d]", *models: nn.Module) -> None:
+    """For good: what is a plain convolution in these models is of this kind from now on."""
+    for model in models:
+        for module in model.modules():
+            if type(module) is nn.Conv2d:
+                module.__class__ = kind
 
 
 def compile_parts(*parts: nn.Module) -> None:

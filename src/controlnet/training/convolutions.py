@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from controlnet.devices import has_fast_bfloat16
-from controlnet.speed import QuickConv2d, as_matrix, neighbours, times_large
+from controlnet.speed import QuickConv2d, as_matrix, neighbours, times_large, turn_convolutions
 
 FEW = 128  # positions: up to two pictures of 8x8; a forward pass of four is no faster than torch's
 # the output has more channels than this times its positions: with fewer, torch's own way is as fast
@@ -23,10 +23,7 @@ CHANNELS = {torch.float32: 1, torch.bfloat16: 8}
 
 def quicken(*models: nn.Module) -> None:
     """Let the models' convolutions be as quick as they can, with gradients and without."""
-    for model in models:
-        for module in model.modules():
-            if type(module) is nn.Conv2d:
-                module.__class__ = TrainedConv2d
+    turn_convolutions(TrainedConv2d, *models)
 
 
 class TrainedConv2d(QuickConv2d):
