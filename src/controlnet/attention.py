@@ -19,6 +19,7 @@ FEW_SCORES = 2**16  # of a head and picture, 16x16 by 16x16: for more, torch's f
 FEW_SCORES_OF_TILES = 2**19  # the same with AMX
 MANY_SCORES = 2**19  # of a head and picture: for more, scores that end as shares are faster than torch's in bfloat16
 SCORES_AT_ONCE = 2**20  # of a head, where they end as shares: 2 MB
+QUERIES_AT_ONCE = 256  # or more: each product puts the keys in another order first
 BELOW = 8.0  # how far below 0 scores are shifted, at least: the sigmoid is the exponential but for exp(-8) of it
 FURTHEST = 52.0  # that scores may be from 0 before they are shifted
 LEAST_SHARES = 1e-26  # of a query, summed up: where there are fewer, some may have been below float32's least number
@@ -90,7 +91,7 @@ def _by_sigmoids(query_baqd: Tensor, key_bakd: Tensor, value_bakd: Tensor) -> Te
     part_kp = torch.eye(parts, dtype=value_nkd.dtype).repeat(-(-keys // parts), 1)[:keys]
     counted_nkd = torch.cat([value_nkd, part_kp.expand(len(value_nkd), -1, -1)], -1)
     sums_nqd = counted_nkd.new_zeros(*low_nqd.shape[:2], width + parts)
-    some = max(1, SCORES_AT_ONCE // keys)
+    some = max(QUERIES_AT_ONCE, SCORES_AT_ONCE // keys)
     for n in torch.nonzero(highest_nq.amax(1) <= FURTHEST).flatten().tolist():
         for low_qd, sums_qd in zip(torch.split(low_nqd[n], some), torch.split(sums_nqd[n], some), strict=True):
             shares_qk = torch.ops.mkldnn._linear_pointwise(low_qd, one_nkd[n], None, "sigmoid", [], "none")
