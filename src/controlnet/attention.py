@@ -14,7 +14,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from controlnet.devices import has_fast_bfloat16
 
-LITTLE = 2**16  # scores of all heads and pictures: for fewer, too, a single call of torch's is faster than several
+LITTLE = 2**16  # scores of all heads and pictures: for fewer, one call of torch's takes less time than several
 FEW_SCORES = 2**16  # of a head and picture, 16x16 by 16x16: for more, torch's fused attention is faster
 FEW_SCORES_OF_TILES = 2**19  # the same with AMX
 MANY_SCORES = 2**19  # of a head and picture: for more, scores that end as shares are faster than torch's in bfloat16
@@ -57,6 +57,7 @@ def has_tiles() -> bool:
 
 
 def is_free(x: Tensor) -> bool:
+    """Whether `x` is on a CPU, and nobody wants gradients or compiles: then how to compute is ours to choose."""
     return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 

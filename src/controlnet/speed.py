@@ -96,8 +96,8 @@ class QuickAttention:
         projection, dropout = attn.to_out
         if seen_bnc.dtype == x_bnc.dtype or type(projection) is not nn.Linear:
             return dropout(projection(seen_bnc.to(x_bnc.dtype)))
-        weight, bias = projection.weight.float(), projection.bias.float()
-        return linear(seen_bnc, weight, bias).to(x_bnc.dtype)
+        out_bnc = linear(seen_bnc, projection.weight.float(), projection.bias.float())
+        return dropout(out_bnc.to(x_bnc.dtype))
 
     def _queries(self, attn: Attention, x_bnc: Tensor) -> tuple[Tensor, float]:
         """With what is left to scale them by: nothing where the product can, which saves a rounding."""
