@@ -119,7 +119,8 @@ def test_a_pictures_inputs_are_the_bases_hash_and_the_files_sha_256(home: Path):
 
 @pytest.mark.slow
 def test_compiled_networks_paint_the_same_picture_and_it_is_noted(home: Path, tmp_path: Path):
-    assert made(home, tmp_path / "plain") == made(home, tmp_path / "compiled", "--compile") == 0
+    single = ("--dtype", "float32")  # rounding to bfloat16 alone, at other places, moves pixels of so wild a base by 30
+    assert made(home, tmp_path / "plain", *single) == made(home, tmp_path / "compiled", "--compile", *single) == 0
     plain, compiled = (np.array(Image.open(tmp_path / name / "0.png")).astype(int) for name in ("plain", "compiled"))
     assert np.abs(plain - compiled).max() <= 2
     assert "compiled" in machine(tmp_path / "compiled" / "0.png")
