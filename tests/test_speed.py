@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from diffusers.models.activations import GEGLU
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, scaled_dot_product_attention
 
@@ -64,6 +65,19 @@ def test_attention_by_sigmoids_is_as_near_to_the_truth_as_torchs_own(loudness: t
     stock = relative_error(scaled_dot_product_attention(query, key, value, scale=1).float(), truth.float())
     error = relative_error(attention._by_sigmoids(query, key, value), truth.float())
     assert error < (1.3 * stock if dtype == torch.bfloat16 else math.exp(-attention.BELOW))
+
+
+@torch.no_grad()
+def test_a_layer_of_attention_is_as_near_to_the_truth_as_diffusers_own():
+    torch.manual_seed(0)
+    layer = Attention(HEADS * WIDTH, heads=HEADS, dim_head=WIDTH)
+    dtype = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32  # else oneDNN has none
+    layer, x = layer.to(dtype), drawn(2, 1030, HEADS * WIDTH, dtype=dtype)
+    truth = copy.deepcopy(layer).double()(x.double())
+    stock = relative_error(layer(x).double(), truth)
+    layer.set_processor(QuickAttention())
+    with quick([layer]):
+        assert relative_error(layer(x).double(), truth) < 1.3 * stock
 
 
 @pytest.mark.parametrize(("queries", "keys"), SHAPES)
